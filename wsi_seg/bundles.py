@@ -1,0 +1,103 @@
+"""Model bundles: a folder with model.yaml, CARD.md and weights.safetensors.
+
+Finding, listing and checking them needs no torch; loading the weights is the nets' business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from wsi_seg.config import ModelSpec, check
+from wsi_seg.errors import ModelError, UsageError, suggest
+
+SPEC_FILE = "model.yaml"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked model bundle on disk."""
+
+    folder: Path
+    spec: ModelSpec
+
+    @property
+    def weights_path(self) -> Path:
+        return self.folder / self.spec.weights.file
+
+
+def bundles_folder() -> Path:
+    """Return where the shipped bundles lie: in the installed package, or in the checkout beside it."""
+    package = Path(__file__).parent
+    installed = package / "models"
+    return installed if installed.is_dir() else package.parent / "models"
+
+
+def shipped_names() -> list[str]:
+    """Return the names that `--model` takes, sorted."""
+    return sorted(spec.parent.name for spec in bundles_folder().glob(f"*/{SPEC_FILE}"))
+
+
+def find_bundle(model: str | Path) -> Bundle:
+    """Find, read and check the bundle called `model`, or in the folder `model`.
+
+    The weights' hash is checked too, so that what runs is what the card describes.
+    """
+    bundle = read_bundle(_folder_of(str(model)))
+    _check_weights(bundle)
+    return bundle
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read and check model.yaml alone."""
+    path = folder / SPEC_FILE
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ModelError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: expected keys and values, got {type(values).__name__}")
+    try:
+        return Bundle(folder, check(ModelSpec, values, str(path)))
+    except UsageError as error:
+        raise ModelError(str(error)) from None
+
+
+def _folder_of(model: str) -> Path:
+    shipped = bundles_folder() / model
+    if "/" not in model and (shipped / SPEC_FILE).is_file():
+        return shipped
+    folder = Path(model)
+    if (folder / SPEC_FILE).is_file():
+        return folder
+    if folder.is_dir():
+        raise ModelError(f"{model}: the folder has no {SPEC_FILE}; a bundle is a folder with {SPEC_FILE} and weights")
+    if folder.is_file():
+        raise ModelError(
+            f"{model}: is a file; give the folder of a bundle, which has {SPEC_FILE} and safetensors weights"
+        )
+    known = shipped_names()
+    raise ModelError(
+        f"Unknown model {model!r}; known: {', '.join(known)}, or the path of a bundle's folder{suggest(model, known)}"
+    )
+
+
+def _check_weights(bundle: Bundle) -> None:
+    path = bundle.weights_path
+    if path.parent != bundle.folder or path.suffix != ".safetensors":
+        raise ModelError(
+            f"{bundle.folder / SPEC_FILE}: weights.file is {bundle.spec.weights.file!r}; only a .safetensors file beside "
+            "model.yaml is loaded, since other formats can run code"
+        )
+    if not path.is_file():
+        raise ModelError(f"{path}: the weights are missing; copy them beside {SPEC_FILE}")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != bundle.spec.weights.sha256:
+        raise ModelError(
+            f"{path}: sha256 is {found}, but {SPEC_FILE} says {bundle.spec.weights.sha256}; the file is damaged or was "
+            "replaced: restore it or correct weights.sha256"
+        )

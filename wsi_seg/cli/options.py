@@ -1,0 +1,60 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+SLIDES = click.argument("slides", nargs=-1, required=True)
+
+_RUN_OPTIONS = (
+    click.option("--model", default="effunetpp", show_default=True, help="Name of a model, or the folder of a bundle."),
+    click.option("--mpp", type=float, help="Micrometres per pixel at level 0, for slides whose manifest gives none."),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Where to compute.",
+    ),
+    click.option("--block-px", type=int, help="Side of a block, a power of two.  [default: 2048 on CPU, 4096 on CUDA]"),
+    click.option(
+        "--zarr-format",
+        type=click.Choice(["0.4", "0.5"]),
+        default="0.4",
+        show_default=True,
+        help="OME-Zarr version: 0.4 opens everywhere, 0.5 makes fewer files (shards).",
+    ),
+    click.option(
+        "--measurements",
+        type=click.Choice(["none", "basic", "full"]),
+        default="basic",
+        show_default=True,
+        help="How much is measured per nucleus.",
+    ),
+    click.option("--allow-upsampling", is_flag=True, help="Also do slides over 2.2 times coarser than the model."),
+    click.option(
+        "--tissue",
+        type=click.Choice(["auto", "all"]),
+        default="auto",
+        show_default=True,
+        help="auto: leave out glass; all: do the whole slide.",
+    ),
+    click.option(
+        "--qupath-bounds/--no-qupath-bounds",
+        default=True,
+        show_default=True,
+        help="Shift GeoJSON to the slide's bounds, as QuPath shows them.",
+    ),
+)
+
+
+def run_options(command: Command) -> Command:
+    """Add the options that determine a result, shared by run and plan."""
+    for option in reversed(_RUN_OPTIONS):
+        command = option(command)
+    return command

@@ -1,0 +1,49 @@
+"""wsi-seg run"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from wsi_seg.cli.options import SLIDES, run_options
+
+
+@click.command()
+@SLIDES
+@run_options
+@click.option("--out", default="out", show_default=True, help="Folder of the results, one folder per slide in it.")
+@click.option(
+    "--executor",
+    type=click.Choice(["ray", "local"]),
+    default="ray",
+    show_default=True,
+    help="ray: one worker per GPU, on this machine or a cluster; local: in this process, without Ray.",
+)
+@click.option("--address", help="A running Ray cluster, such as auto or ray://HOST:10001; without it Ray starts here.")
+@click.option("--batch-size", type=click.IntRange(1), help="Tiles per forward pass.  [default: 1 on CPU, 8 on CUDA]")
+@click.option("--overwrite", is_flag=True, help="Start anew where results or half-made results exist.")
+@click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and more messages.")
+def run(slides: tuple[str, ...], verbose: bool, **options: Any) -> None:  # noqa: ANN401
+    """Find the nuclei of SLIDES: files, folders (searched recursively), globs, URLs, or a CSV manifest with a
+    column path and optionally mpp and name.
+
+    Each slide gets OUT/<name>/ with nuclei.geojson.gz (QuPath), labels.zarr (OME-Zarr), nuclei.parquet, overview.png
+    and run.json; OUT/summary.csv lists all. A run that was interrupted continues when the same command is given again.
+
+    Exit code: 0 all slides done, 1 some failed, 2 wrong usage.
+    """
+    from wsi_seg.cli.progress import shown_progress
+
+    click.echo(f"wsi-seg: loading {options['model']} ({options['executor']}) ...", err=True)
+    from wsi_seg.api import run as run_slides
+
+    with shown_progress(verbose) as progress:
+        results = run_slides(list(slides), progress=progress, **options)
+    failed = [result for result in results if result.status == "failed"]
+    click.echo(f"{len(results) - len(failed)} of {len(results)} slides done; see {options['out']}/summary.csv")
+    for result in failed:
+        click.secho(f"failed: {result.path}: {result.reason}", fg="red", err=True)
+    if failed:
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Doing slides: planning, blocks, commits, executors and the driver that ties them."""

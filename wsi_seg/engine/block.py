@@ -1,0 +1,58 @@
+"""One block, from pixels to its committed file: the straight line that everything else serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+
+from wsi_seg.engine.ledger import BlockData, Ledger
+from wsi_seg.geometry import Box
+from wsi_seg.inference import MapSource
+from wsi_seg.instances import separate
+from wsi_seg.measure import measure
+from wsi_seg.records import Block, Commit, Instances, SlidePlan
+from wsi_seg.stopwatch import Stopwatch
+
+
+def process_block(plan: SlidePlan, block: Block, plane: da.Array, maps: MapSource, out: Path) -> Commit:
+    """Do one block and commit it. Done again, it writes the same."""
+    watch = Stopwatch()
+    data = find_nuclei(plan, block, plane, maps, watch)
+    with watch("write"):
+        Ledger(out, plan.name).commit(block, data)
+    return data.commit
+
+
+def find_nuclei(plan: SlidePlan, block: Block, plane: da.Array, maps: MapSource, watch: Stopwatch) -> BlockData:
+    """Return the labels of the block's core and the table of the nuclei it owns."""
+    window_mp, origin_mp = block.window_mp, (block.window_mp.x0, block.window_mp.y0)
+    seen = maps.window(plan.fingerprint, plane, plan.active_tiles, window_mp, watch)
+    with watch("separate"):
+        instances = separate(seen.probability, seen.distance, window_mp, plan.model.separation, plan.frame.mpp)
+    with watch("measure"):
+        owned = _inside(instances.anchors_mp, block.core_mp)
+        nuclei = measure(
+            instances, owned, seen.probability, seen.rgb, origin_mp, plan.frame, plan.settings.measurements
+        )
+    labels, anchors_mp = _core_labels(instances, block)
+    commit = Commit(block.name, nuclei.num_rows, seen.tiles_forwarded, dict(watch.seconds))
+    return BlockData(labels, anchors_mp, nuclei, commit)
+
+
+def _inside(points_mp: npt.NDArray[np.int64], box_mp: Box) -> npt.NDArray[np.bool_]:
+    x, y = points_mp[:, 0], points_mp[:, 1]
+    inside: npt.NDArray[np.bool_] = (x >= box_mp.x0) & (x < box_mp.x1) & (y >= box_mp.y0) & (y < box_mp.y1)
+    return inside
+
+
+def _core_labels(instances: Instances, block: Block) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Return the core's labels, renumbered to those that occur in it, and their anchors."""
+    core = instances.labels[block.core_mp.slices_in(block.window_mp)]
+    present = np.zeros(len(instances.anchors_mp) + 1, np.bool_)
+    present[core] = True
+    present[0] = False
+    numbers = (np.cumsum(present) * present).astype(np.int32)
+    return numbers[core], instances.anchors_mp[present[1:]]

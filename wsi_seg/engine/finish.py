@@ -1,0 +1,258 @@
+"""From committed blocks to the final outputs of a slide, one block in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from wsi_seg.config import LABEL_CHUNK_PX
+from wsi_seg.engine.gallery import Gallery
+from wsi_seg.engine.ledger import RUN_FILE, BlockData, Ledger
+from wsi_seg.errors import StorageError
+from wsi_seg.export.geojson import ROWS_PER_PART, GeoJsonWriter
+from wsi_seg.export.ids import nucleus_uuids
+from wsi_seg.export.ome_zarr import LabelWriter
+from wsi_seg.export.table import TableWriter
+from wsi_seg.geometry import Box, cell_box
+from wsi_seg.records import MEASURES, Block, Commit, SlidePlan, SlideResult, nuclei_schema
+from wsi_seg.stopwatch import Stopwatch
+from wsi_seg.tiling import z_order
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What only the run knows of a slide.
+
+    identity: what determines the result. environment: device, precision, executor and the like.
+    wall_s: since the slide was begun in this run; blocks_resumed: done by earlier, interrupted runs.
+    """
+
+    identity: dict[str, Any]
+    environment: dict[str, Any]
+    wall_s: float
+    blocks_resumed: int
+
+
+def finish_slide(plan: SlidePlan, info: RunInfo, out: Path, peak_memory_mb: float) -> SlideResult:
+    """Write all outputs of a slide whose blocks are committed, and rename them into place."""
+    begin, watch = time.perf_counter(), Stopwatch()
+    ledger = Ledger(out, plan.name)
+    commits = ledger.commits()
+    numbering = Numbering(plan, ledger, commits)
+    gallery = Gallery(plan)
+    with ledger.finishing() as folder:
+        with watch("features"):
+            _write_nuclei(plan, numbering, gallery, folder)
+        with watch("labels"):
+            unmatched_px = _write_labels(plan, numbering, ledger, folder / "labels.zarr")
+        with watch("overview"):
+            gallery.draw(folder / "overview.png", numbering.tables)
+        wall_s = info.wall_s + time.perf_counter() - begin
+        record = _record(plan, info, commits, numbering.total, unmatched_px, wall_s, peak_memory_mb, watch)
+        (folder / RUN_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    ledger.clean()
+    return SlideResult(
+        name=plan.name,
+        path=plan.path,
+        status="done",
+        nuclei=numbering.total,
+        tissue_mm2=plan.tissue_mm2,
+        seconds=wall_s,
+        mpp=plan.mpp_l0,
+        warnings=plan.warnings,
+    )
+
+
+class Numbering:
+    """Final labels 1..N: along a Z-shaped curve over cells of LABEL_CHUNK_PX, in a cell by row and column of the anchor.
+
+    The order does not depend on the block size, and can be made block by block.
+    """
+
+    def __init__(self, plan: SlidePlan, ledger: Ledger, commits: Iterable[Commit]) -> None:
+        self._ledger = ledger
+        self._block_px = plan.settings.block_px
+        by_name = {block.name: block for block in plan.blocks}
+        counts = {commit.block: commit.nuclei for commit in commits if commit.block in by_name}
+        missing = by_name.keys() - counts.keys()
+        if missing:
+            raise StorageError(plan.name, f"{len(missing)} blocks are missing; run the same command again")
+        rows = np.array([block.row for block in plan.blocks], np.int64)
+        columns = np.array([block.column for block in plan.blocks], np.int64)
+        self.blocks: list[Block] = [plan.blocks[k] for k in np.argsort(z_order(rows, columns), kind="stable")]
+        ends = np.cumsum([counts[block.name] for block in self.blocks], dtype=np.int64)
+        self.total = int(ends[-1]) if len(ends) else 0
+        self._first = {b.name: int(end) - counts[b.name] + 1 for b, end in zip(self.blocks, ends, strict=True)}
+        self._labels_of = lru_cache(maxsize=64)(self._read_labels_of)
+
+    def tables(self, region_mp: Box | None = None) -> Iterator[pa.Table]:
+        """Yield the nuclei of each block, in final order; only of blocks that touch `region_mp` where it is given."""
+        for block in self.blocks:
+            if region_mp is None or not block.core_mp.clipped(region_mp).empty:
+                yield _sorted(self._ledger.read(block.name).nuclei)
+
+    def find(self, anchors_mp: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
+        """Return the final label and class of each (x, y) anchor; 0 where no block owns a nucleus there."""
+        labels = np.zeros(len(anchors_mp), np.uint32)
+        classes = np.zeros(len(anchors_mp), np.uint8)
+        owners = anchors_mp[:, ::-1] // self._block_px
+        keys = _keys(anchors_mp[:, 0], anchors_mp[:, 1])
+        for owner in np.unique(owners, axis=0):
+            mine = np.flatnonzero((owners == owner).all(axis=1))
+            known, known_labels, known_classes = self._labels_of(f"{owner[0]:05d}_{owner[1]:05d}")
+            if len(known):
+                at = np.minimum(np.searchsorted(known, keys[mine]), len(known) - 1)
+                found = known[at] == keys[mine]
+                labels[mine[found]] = known_labels[at[found]]
+                classes[mine[found]] = known_classes[at[found]]
+        return labels, classes
+
+    def _read_labels_of(self, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
+        if name not in self._first:
+            return np.empty(0, np.int64), np.empty(0, np.uint32), np.empty(0, np.uint8)
+        nuclei = _sorted(self._ledger.read(name).nuclei)
+        keys = _keys(nuclei.column("anchor_x_mp").to_numpy(), nuclei.column("anchor_y_mp").to_numpy())
+        order = np.argsort(keys)
+        labels = (self._first[name] + order).astype(np.uint32)
+        return keys[order], labels, nuclei.column("class_id").to_numpy()[order] + np.uint8(1)
+
+
+def _keys(x_mp: npt.NDArray[np.integer], y_mp: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    return (y_mp.astype(np.int64) << 32) | x_mp.astype(np.int64)
+
+
+def _sorted(nuclei: pa.Table) -> pa.Table:
+    x, y = nuclei.column("anchor_x_mp").to_numpy(), nuclei.column("anchor_y_mp").to_numpy()
+    return nuclei.take(pa.array(np.lexsort((x, y, z_order(y // LABEL_CHUNK_PX, x // LABEL_CHUNK_PX)))))
+
+
+def _write_nuclei(plan: SlidePlan, numbering: Numbering, gallery: Gallery, folder: Path) -> None:
+    """Write GeoJSON and table in one pass."""
+    schema = nuclei_schema(plan.settings.measurements)
+    measures = MEASURES[plan.settings.measurements]
+    metadata = {"slide": plan.fingerprint, "model": plan.model.name, "mpp": repr(plan.frame.mpp)}
+    label = 1
+    with (
+        GeoJsonWriter(folder, numbering.total, plan.model.classes, measures, plan.frame.qupath_shift_l0) as features,
+        TableWriter(folder / "nuclei.parquet", schema, plan.model.classes, metadata) as table,
+    ):
+        for nuclei in rebatched(numbering.tables(), ROWS_PER_PART):
+            x, y = nuclei.column("anchor_x_mp").to_numpy(), nuclei.column("anchor_y_mp").to_numpy()
+            uuids = nucleus_uuids(plan.fingerprint, x, y)
+            features.write(nuclei, uuids)
+            table.write(nuclei, label, uuids)
+            gallery.count(nuclei)
+            label += nuclei.num_rows
+
+
+def rebatched(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of exactly `rows`, but for the last; so that files do not show the block size."""
+    waiting: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        waiting.append(table)
+        count += table.num_rows
+        while count >= rows:
+            joined = pa.concat_tables(waiting)
+            yield joined.slice(0, rows).combine_chunks()
+            waiting, count = [joined.slice(rows)], count - rows
+    if count:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def _write_labels(plan: SlidePlan, numbering: Numbering, ledger: Ledger, path: Path) -> int:
+    """Write the label image and the class mask; return how many pixels belong to a nucleus that no block owns (0)."""
+    writer = LabelWriter(path, plan.frame.plane_mp, plan.frame.mpp, plan.model.classes, plan.settings.zarr_format)
+    block_px = plan.settings.block_px
+    region_px = LabelWriter.region_px(block_px)
+    per_region = region_px // block_px
+    regions: dict[tuple[int, int], list[Block]] = {}
+    for block in plan.blocks:
+        regions.setdefault((block.row // per_region, block.column // per_region), []).append(block)
+    unmatched = 0
+    for cell, blocks in regions.items():
+        region_mp = cell_box(*cell, region_px).clipped(plan.frame.plane_mp)
+        nuclei = np.zeros(region_mp.shape, np.uint32)
+        classes = np.zeros(region_mp.shape, np.uint8)
+        for block in blocks:
+            data = ledger.read(block.name)
+            where = block.core_mp.slices_in(region_mp)
+            nuclei[where], classes[where] = _final_labels(data, numbering)
+            unmatched += int(np.count_nonzero(data.labels)) - int(np.count_nonzero(nuclei[where]))
+        if nuclei.any():
+            writer.write(region_mp, nuclei, classes)
+    writer.finish()
+    return unmatched
+
+
+def _final_labels(data: BlockData, numbering: Numbering) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
+    labels, classes = numbering.find(data.anchors_mp)
+    background_l, background_c = np.zeros(1, np.uint32), np.zeros(1, np.uint8)
+    return np.concatenate([background_l, labels])[data.labels], np.concatenate([background_c, classes])[data.labels]
+
+
+def _record(
+    plan: SlidePlan,
+    info: RunInfo,
+    commits: list[Commit],
+    nuclei: int,
+    unmatched_px: int,
+    wall_s: float,
+    peak_memory_mb: float,
+    watch: Stopwatch,
+) -> dict[str, Any]:
+    """Return the contents of run.json."""
+    stages: dict[str, float] = {}
+    for commit in commits:
+        for stage, seconds in commit.seconds.items():
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    for stage, seconds in watch.seconds.items():
+        stages[f"finish: {stage}"] = seconds
+    forwarded = sum(commit.tiles_forwarded for commit in commits)
+    fresh = 1 - info.blocks_resumed / max(1, len(commits))
+    tissue_mpx = sum(block.core_mp.width * block.core_mp.height for block in plan.blocks) / 1e6
+    return {
+        "identity": info.identity,
+        "slide": {
+            "path": plan.path,
+            "dimensions_l0": plan.dimensions_l0,
+            "mpp_l0": plan.mpp_l0,
+            "mpp": plan.frame.mpp,
+            "scale_l0": plan.frame.scale_l0,
+            "qupath_shift_l0": plan.frame.qupath_shift_l0,
+            "tissue_mm2": round(plan.tissue_mm2, 4),
+        },
+        "counts": {
+            "nuclei": nuclei,
+            "blocks": len(commits),
+            "blocks_resumed": info.blocks_resumed,
+            "tiles": plan.tile_count,
+            "tiles_forwarded": forwarded,
+            "label_px_without_nucleus": unmatched_px,
+        },
+        "seconds": {"wall": round(wall_s, 3), **{stage: round(value, 3) for stage, value in stages.items()}},
+        "throughput": {
+            "mpx_per_s": round(tissue_mpx * fresh / wall_s, 4),
+            "tissue_mm2_per_s": round(plan.tissue_mm2 * fresh / wall_s, 5),
+        },
+        "peak_memory_mb": round(peak_memory_mb, 1),
+        "warnings": plan.warnings,
+        "environment": {**info.environment, "versions": versions()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what took part."""
+    packages = ("wsi-seg", "torch", "segmentation-models-pytorch", "openslide-python", "zarr", "dask", "numba", "ray")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,0 +1,120 @@
+"""The picture of a slide's result: where nuclei are dense, and a few places close up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy import ndimage
+
+from wsi_seg.engine.planning import reopen
+from wsi_seg.export.overview import Outline, Sample, draw_overview
+from wsi_seg.geometry import Box
+from wsi_seg.records import SlidePlan
+from wsi_seg.slides import Plane
+
+_CELL_UM = 32.0  # of the density map, or coarser on large slides
+_MOST_CELLS = 200
+_SAMPLE_UM = 120.0
+_SHARES = (1.0, 0.75, 0.5, 0.25)  # of the cells with nuclei, sorted by density: which to look at
+_MAP_PX = 1400
+
+Tables = Callable[[Box], Iterator[pa.Table]]
+
+
+class Gallery:
+    """Counts nuclei as they pass, and then draws."""
+
+    def __init__(self, plan: SlidePlan) -> None:
+        self._plan = plan
+        plane_mp = plan.frame.plane_mp
+        longest = max(plane_mp.shape)
+        cell_mp = max(_CELL_UM / plan.frame.mpp, longest / _MOST_CELLS)
+        # whole cells over exactly the plane, so they are not quite square
+        self._counts = np.zeros([max(1, round(side / cell_mp)) for side in plane_mp.shape], np.float32)
+        self._cell_mp = np.array(plane_mp.shape) / self._counts.shape  # (height, width)
+
+    def count(self, nuclei: pa.Table) -> None:
+        """Add these nuclei to the density."""
+        x, y = nuclei.column("anchor_x_mp").to_numpy(), nuclei.column("anchor_y_mp").to_numpy()
+        np.add.at(self._counts, ((y / self._cell_mp[0]).astype(np.intp), (x / self._cell_mp[1]).astype(np.intp)), 1)
+
+    def draw(self, path: Path, tables: Tables) -> None:
+        """Write the picture; `tables(region_mp)` gives the nuclei in and around a region."""
+        plan = self._plan
+        slide, plane = reopen(plan)
+        with slide:
+            thumbnail_rgb, scale_l0 = slide.thumbnail(max_size=_MAP_PX)
+            per_th = plan.frame.scale_l0 / scale_l0
+            samples = [_sample(plan, plane, region_mp, tables, per_th) for region_mp in self._places_mp()]
+        total = int(self._counts.sum())
+        density = total / plan.tissue_mm2 if plan.tissue_mm2 else 0.0
+        frame, warnings = plan.frame, [f"Warning: {text}" for text in plan.warnings]
+        draw_overview(
+            path,
+            thumbnail_rgb=thumbnail_rgb,
+            thumbnail_mpp=plan.mpp_l0 * scale_l0,
+            density=self._density(),
+            samples=samples,
+            title=plan.name,
+            lines=[
+                f"{total:,} nuclei · {plan.tissue_mm2:.2f} mm² tissue · {density:,.0f} per mm² · {plan.model.name}"
+                f" at {frame.mpp:.4g} µm/px · slide {plan.dimensions_l0[0]} x {plan.dimensions_l0[1]} px at {plan.mpp_l0:.4g} µm/px",
+                *warnings,
+            ],
+            legend={c.name: c.color for c in plan.model.classes},
+        )
+
+    def _density(self) -> npt.NDArray[np.float32]:
+        """Return nuclei per mm2, smoothed by one cell."""
+        cell_mm2 = self._cell_mp.prod() * (self._plan.frame.mpp / 1000) ** 2
+        smoothed: npt.NDArray[np.float32] = ndimage.gaussian_filter(self._counts / np.float32(cell_mm2), 1.0)
+        return smoothed
+
+    def _places_mp(self) -> list[Box]:
+        """Choose regions from dense to sparse that do not overlap; where there are no nuclei, the middle."""
+        side = min(round(_SAMPLE_UM / self._plan.frame.mpp), *self._plan.frame.plane_mp.shape)
+        cells = np.argwhere(self._counts > 0)
+        if not len(cells):
+            rows, columns = self._counts.shape
+            return [self._around(rows / 2, columns / 2, side)]
+        cells = cells[np.argsort(self._density()[tuple(cells.T)], kind="stable")]
+        places: list[Box] = []
+        for share in _SHARES:
+            for row, column in cells[: max(1, round(share * len(cells)))][::-1]:
+                place = self._around(row + 0.5, column + 0.5, side)
+                if all(place.clipped(other).empty for other in places):
+                    places.append(place)
+                    break
+        return places
+
+    def _around(self, row: float, column: float, side: int) -> Box:
+        plane = self._plan.frame.plane_mp
+        x0 = int(min(max(0, column * self._cell_mp[1] - side / 2), plane.width - side))
+        y0 = int(min(max(0, row * self._cell_mp[0] - side / 2), plane.height - side))
+        return Box(x0, y0, x0 + side, y0 + side)
+
+
+def _sample(plan: SlidePlan, plane: Plane, region_mp: Box, tables: Tables, per_th: float) -> Sample:
+    rows, columns = region_mp.slices_in(Box(0, 0, 0, 0))
+    outlines = [
+        Outline(points, plan.model.classes[class_id].color)
+        for table in tables(region_mp.grown(plan.model.halo_px).clipped(plan.frame.plane_mp))
+        for points, class_id in _outlines_in(table, region_mp, plan.frame.scale_l0)
+    ]
+    box_th = tuple(side * per_th for side in (region_mp.x0, region_mp.y0, region_mp.x1, region_mp.y1))
+    rgb = plane.array[rows, columns].compute(scheduler="threads")
+    return Sample(rgb, plan.frame.mpp, (box_th[0], box_th[1], box_th[2], box_th[3]), outlines)
+
+
+def _outlines_in(table: pa.Table, region_mp: Box, scale_l0: float) -> Iterator[tuple[npt.NDArray[np.floating], int]]:
+    """Yield the outlines that touch the region, in its pixels, and their classes."""
+    low = np.array([region_mp.x0, region_mp.y0])
+    size = np.array([region_mp.width, region_mp.height])
+    for polygon, class_id in zip(table.column("polygon_l0"), table.column("class_id"), strict=True):
+        points = polygon.values.to_numpy().reshape(-1, 2) / (10 * scale_l0) - low
+        if (points.max(axis=0) > 0).all() and (points.min(axis=0) < size).all():
+            yield points, class_id.as_py()

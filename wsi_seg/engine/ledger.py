@@ -1,0 +1,213 @@
+"""What of a slide is done, so that a killed run loses at most the blocks it was at.
+
+    OUT/.work/<slide>/identity.json     what determines the result
+    OUT/.work/<slide>/blocks/*.block    one file per finished block: its being there is the commit
+    OUT/.work/<slide>/finished/         outputs while they are written
+    OUT/<slide>/                        outputs, renamed into place as one folder
+
+A file is written under a temporary name, synced and renamed. A block's file is a zip, whose checksums tell a damaged
+one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numcodecs
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from wsi_seg.errors import OutputError, StorageError
+from wsi_seg.records import Block, Commit
+
+WORK = ".work"
+RUN_FILE = "run.json"
+_IDENTITY_FILE = "identity.json"
+_SUFFIX = ".block"
+
+
+@dataclass(frozen=True, eq=False)
+class BlockData:
+    """What a block leaves behind.
+
+    labels: (H, W) int32 over the block's core, 0 or 1..n of this block alone.
+    anchors_mp: (n, 2) int64 (x, y): which nucleus each of these labels is, in whichever block it is owned.
+    nuclei: table of the owned nuclei.
+    """
+
+    labels: npt.NDArray[np.int32]
+    anchors_mp: npt.NDArray[np.int64]
+    nuclei: pa.Table
+    commit: Commit
+
+
+class Ledger:
+    """The files of one slide under `out`."""
+
+    def __init__(self, out: Path, name: str) -> None:
+        self.name = name
+        self.final = out / name
+        self.work = out / WORK / name
+        self.finished = self.work / "finished"
+        self._blocks = self.work / "blocks"
+
+    def identity(self) -> dict[str, Any] | None:
+        """Return what the results or half-made results here were made with, None where there are none."""
+        for path, key in ((self.final / RUN_FILE, "identity"), (self.work / _IDENTITY_FILE, None)):
+            if path.is_file():
+                try:
+                    content = json.loads(path.read_text(encoding="utf-8"))
+                    return dict(content[key] if key else content)
+                except (OSError, ValueError, KeyError, TypeError):
+                    raise OutputError(
+                        f"{path}: is not a record of wsi_seg; remove {path.parent}, or choose another --out, or --overwrite"
+                    ) from None
+        if self.final.exists():
+            raise OutputError(f"{self.final}: exists but was not made by wsi_seg; choose another --out, or --overwrite")
+        return None
+
+    @property
+    def done(self) -> bool:
+        return (self.final / RUN_FILE).is_file()
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Make the working folder and record what determines the result."""
+        with storing(self.name):
+            self._blocks.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.work / _IDENTITY_FILE, json.dumps(identity, indent=1).encode())
+
+    def discard(self) -> None:
+        """Remove everything of this slide, final outputs first so that none is ever half there."""
+        with storing(self.name):
+            self.work.mkdir(parents=True, exist_ok=True)
+            if self.final.exists():
+                self.final.rename(self.work / "discarded")
+            shutil.rmtree(self.work)
+
+    def committed(self) -> set[str]:
+        """Return the names of the finished blocks."""
+        return {path.stem for path in self._blocks.glob(f"*{_SUFFIX}")}
+
+    def commit(self, block: Block, data: BlockData) -> None:
+        """Keep a finished block."""
+        with storing(self.name):
+            write_atomically(self._blocks / f"{block.name}{_SUFFIX}", _pack(data))
+
+    def read(self, name: str) -> BlockData:
+        """Read a finished block back; a damaged one is forgotten, and a rerun does it again."""
+        path = self._blocks / f"{name}{_SUFFIX}"
+        try:
+            return _unpack(path)
+        except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, pa.ArrowException) as error:
+            path.unlink(missing_ok=True)
+            raise StorageError(
+                self.name, f"{path} was damaged ({error}) and is dropped; run the same command again"
+            ) from None
+
+    def commits(self) -> list[Commit]:
+        """Return the records of the finished blocks."""
+        return [_read_commit(self._blocks / f"{name}{_SUFFIX}") for name in sorted(self.committed())]
+
+    @contextmanager
+    def finishing(self) -> Iterator[Path]:
+        """Give a folder for the outputs; it gets its final name when the body is through."""
+        with storing(self.name):
+            shutil.rmtree(self.finished, ignore_errors=True)
+            self.finished.mkdir(parents=True)
+            yield self.finished
+            _sync_tree(self.finished)
+            self.finished.rename(self.final)
+            _sync(self.final.parent)
+
+    def clean(self) -> None:
+        """Remove the working folder; the final outputs are in place."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+@contextmanager
+def storing(slide: str) -> Iterator[None]:
+    """Translate what the file system says when results cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            slide,
+            f"the results cannot be written ({error.strerror or error}: {error.filename or 'no file named'}); what is done "
+            "is kept: make room or restore the folder and run the same command again",
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a temporary name, sync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _pack(data: BlockData) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("commit.json", json.dumps(asdict(data.commit)))
+        archive.writestr("shape.json", json.dumps(data.labels.shape))
+        archive.writestr("labels.blosc", numcodecs.Blosc("zstd", 1).encode(np.ascontiguousarray(data.labels)))
+        archive.writestr("anchors.npy", _npy(data.anchors_mp))
+        buffer = pa.BufferOutputStream()
+        with pa.ipc.new_stream(buffer, data.nuclei.schema) as writer:
+            writer.write_table(data.nuclei)
+        archive.writestr("nuclei.arrow", buffer.getvalue().to_pybytes())
+    return sink.getvalue()
+
+
+def _npy(array: npt.NDArray[np.int64]) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, array, allow_pickle=False)
+    return sink.getvalue()
+
+
+def _unpack(path: Path) -> BlockData:
+    with zipfile.ZipFile(path) as archive:
+        shape = tuple(json.loads(archive.read("shape.json")))
+        raw = numcodecs.Blosc().decode(archive.read("labels.blosc"))
+        return BlockData(
+            labels=np.frombuffer(raw, np.int32).reshape(shape),
+            anchors_mp=np.load(io.BytesIO(archive.read("anchors.npy")), allow_pickle=False),
+            nuclei=pa.ipc.open_stream(archive.read("nuclei.arrow")).read_all(),
+            commit=Commit(**json.loads(archive.read("commit.json"))),
+        )
+
+
+def _read_commit(path: Path) -> Commit:
+    with zipfile.ZipFile(path) as archive:
+        return Commit(**json.loads(archive.read("commit.json")))

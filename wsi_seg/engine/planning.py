@@ -1,0 +1,98 @@
+"""What there is to do on one slide."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi_seg.config import ModelSpec, RunSettings
+from wsi_seg.records import Frame, SlidePlan
+from wsi_seg.slides import Plane, Slide, open_slide
+from wsi_seg.slides.inputs import SlideSource
+from wsi_seg.tiling import active_tiles, make_blocks
+from wsi_seg.tissue import find_tissue
+
+log = logging.getLogger("wsi_seg")
+
+TISSUE_UM_PER_PX = 8.0
+
+
+def plan_slide(source: SlideSource, model: ModelSpec, settings: RunSettings) -> SlidePlan:
+    """Open the slide and plan it; SlideError where it cannot be done."""
+    with collected_warnings() as warnings, open_slide(source.path, mpp=source.mpp) as slide:
+        _, plan = plan_opened(slide, source, model, settings)
+        return replace(plan, warnings=tuple(warnings))
+
+
+def plan_opened(slide: Slide, source: SlideSource, model: ModelSpec, settings: RunSettings) -> tuple[Plane, SlidePlan]:
+    """Find the slide's tissue and lay out tiles and blocks at the model's resolution."""
+    plane = slide.plane(model.mpp, allow_upsampling=settings.allow_upsampling)
+    tissue = slide_tissue(slide, settings)
+    if not tissue.any():
+        log.warning("%s: no tissue was found; where that is wrong, --tissue all does the whole slide", source.path)
+    active = active_tiles(tissue, plane.box_mp, model.step_px, plane.mpp)
+    (width_l0, height_l0), mpp_l0 = slide.dimensions_l0, slide.require_mpp()
+    plan = SlidePlan(
+        path=source.path,
+        name=source.name,
+        mpp_given=source.mpp,
+        fingerprint=slide.fingerprint,
+        dimensions_l0=(width_l0, height_l0),
+        mpp_l0=mpp_l0,
+        frame=_frame(slide, plane, settings),
+        tissue_mm2=float(tissue.mean()) * width_l0 * height_l0 * mpp_l0**2 / 1e6,
+        active_tiles=active,
+        blocks=make_blocks(plane.box_mp, settings.block_px, model.halo_px, active, model.step_px),
+        model=model,
+        settings=settings,
+    )
+    return plane, plan
+
+
+def reopen(plan: SlidePlan) -> tuple[Slide, Plane]:
+    """Open a planned slide again, at the model's resolution."""
+    with collected_warnings():
+        slide = open_slide(plan.path, mpp=plan.mpp_given)
+        return slide, slide.plane(plan.model.mpp, allow_upsampling=plan.settings.allow_upsampling)
+
+
+def slide_tissue(slide: Slide, settings: RunSettings) -> npt.NDArray[np.bool_]:
+    """Return the tissue of the whole slide, (Y, X) bool at about TISSUE_UM_PER_PX."""
+    if settings.tissue == "all":
+        return np.ones((1, 1), np.bool_)
+    thumbnail_rgb, scale_l0 = slide.thumbnail(mpp=TISSUE_UM_PER_PX)
+    return find_tissue(thumbnail_rgb, slide.require_mpp() * scale_l0)
+
+
+def _frame(slide: Slide, plane: Plane, settings: RunSettings) -> Frame:
+    bounds_l0 = slide.bounds_l0 if settings.qupath_bounds else None
+    shift_l0 = (bounds_l0.x0, bounds_l0.y0) if bounds_l0 else (0, 0)
+    return Frame(plane.box_mp, plane.mpp, plane.scale_l0, shift_l0)
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Collect what the package warns of in this thread meanwhile instead of logging it.
+
+    A slide is opened several times in a run; its warnings are told once, by whoever reports the plan.
+    """
+    messages: list[str] = []
+    this_thread = threading.get_ident()  # other slides may be planned at the same time
+
+    def collect(record: logging.LogRecord) -> bool:
+        if record.thread != this_thread or record.levelno < logging.WARNING:
+            return True
+        messages.append(record.getMessage())
+        return False
+
+    log.addFilter(collect)
+    try:
+        yield messages
+    finally:
+        log.removeFilter(collect)

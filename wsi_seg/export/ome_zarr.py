@@ -1,0 +1,99 @@
+"""Labels as OME-Zarr: nucleus ids and classes, each a pyramid, registered to the slide's scale.
+
+`labels.zarr` is an image whose levels are those of `labels/nuclei`, so that any viewer opens it, and it holds
+`labels/nuclei` (uint32, 1..N in table order) and `labels/classes` (uint8, 1..) where NGFF looks for labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from wsi_seg import ngff
+from wsi_seg.config import LABEL_CHUNK_PX, ClassSpec, ZarrFormat
+from wsi_seg.geometry import Box, cell_box
+
+SHARD_PX = 2048  # of format 0.5
+_COARSEST_PX = 512
+
+
+class LabelWriter:
+    """Writes level 0 region by region, then the pyramid.
+
+    plane_mp: the whole plane; mpp: micrometres per pixel of level 0.
+    Regions must be whole cells of a grid of `region_px`.
+    """
+
+    def __init__(
+        self, path: Path, plane_mp: Box, mpp: float, classes: Sequence[ClassSpec], zarr_format: ZarrFormat
+    ) -> None:
+        self._plane_mp = plane_mp
+        self._mpp = mpp
+        self._format = zarr_format
+        self._levels = _level_shapes(plane_mp.shape)
+        self._root = ngff.open_root(str(path), zarr_format, mode="w")
+        self._nuclei = self._create("nuclei", np.uint32)
+        self._classes = self._create("classes", np.uint8)
+        self._describe(classes)
+
+    @staticmethod
+    def region_px(block_px: int) -> int:
+        """Return the side of the regions to write: whole chunks, whole shards and whole blocks."""
+        return max(block_px, SHARD_PX)
+
+    def write(self, region_mp: Box, nuclei: npt.NDArray[np.uint32], classes: npt.NDArray[np.uint8]) -> None:
+        """Write one region of level 0; both arrays cover `region_mp`, which is clipped to the plane."""
+        where = region_mp.slices_in(Box(0, 0, 0, 0))
+        self._nuclei[0][where] = nuclei
+        self._classes[0][where] = classes
+
+    def finish(self) -> None:
+        """Build the coarser levels, each by taking every second pixel of the finer one."""
+        for levels in (self._nuclei, self._classes):
+            for fine, coarse in pairwise(levels):
+                _halve(fine, coarse)
+
+    def _create(self, name: str, dtype: npt.DTypeLike) -> list[zarr.Array[Any]]:
+        chunk, shard = (LABEL_CHUNK_PX,) * 2, (SHARD_PX,) * 2
+        return [
+            ngff.create_array(self._root, f"labels/{name}/{k}", shape, chunk, dtype, self._format, shards=shard)
+            for k, shape in enumerate(self._levels)
+        ]
+
+    def _describe(self, classes: Sequence[ClassSpec]) -> None:
+        scales = [(self._mpp * 2**k, self._mpp * 2**k) for k in range(len(self._levels))]
+        names = [str(k) for k in range(len(self._levels))]
+        described = ngff.multiscales("nuclei", ("y", "x"), [f"labels/nuclei/{n}" for n in names], scales, self._format)
+        self._root.attrs.update(described)
+        labels = self._root.require_group("labels")
+        labels.attrs.update(ngff.attributes({"labels": ["nuclei", "classes"]}, self._format))
+        colors = [{"label-value": k + 1, "rgba": [*c.color, 255]} for k, c in enumerate(classes)]
+        properties = [{"label-value": k + 1, "class": c.name} for k, c in enumerate(classes)]
+        for name, extra in (("nuclei", {}), ("classes", {"colors": colors, "properties": properties})):
+            image_label = {"image-label": {"version": self._format, "source": {"image": "../../"}, **extra}}
+            content = ngff.multiscales(name, ("y", "x"), names, scales, self._format, extra=image_label)
+            labels.require_group(name).attrs.update(content)
+
+
+def _level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return (rows, columns) of each level: halved, rounded up, until the longer side fits in one chunk."""
+    shapes = [shape]
+    while max(shapes[-1]) > _COARSEST_PX:
+        rows, columns = shapes[-1]
+        shapes.append((-(-rows // 2), -(-columns // 2)))
+    return shapes
+
+
+def _halve(fine: zarr.Array[Any], coarse: zarr.Array[Any]) -> None:
+    whole = Box(0, 0, coarse.shape[1], coarse.shape[0])
+    for row, column in whole.cells(SHARD_PX):
+        box = cell_box(row, column, SHARD_PX).clipped(whole)
+        values = np.asarray(fine[2 * box.y0 : 2 * box.y1 : 2, 2 * box.x0 : 2 * box.x1 : 2])
+        if values.any():
+            coarse[box.slices_in(Box(0, 0, 0, 0))] = values

@@ -1,0 +1,208 @@
+"""From pixels to maps: tiles of the global grid through the network, each once."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+
+from wsi_seg.bundles import Bundle
+from wsi_seg.config import ModelSpec
+from wsi_seg.errors import UsageError
+from wsi_seg.geometry import Box, cell_box
+from wsi_seg.nets import load_network
+from wsi_seg.records import UInt8Array
+from wsi_seg.stopwatch import Stopwatch
+
+Device = Literal["cpu", "cuda"]
+Precision = Literal["bf16", "fp16", "fp32"]
+
+
+class TileKey(NamedTuple):
+    """Which tile of which slide."""
+
+    slide: str
+    row: int
+    column: int
+
+
+@dataclass(frozen=True, eq=False)
+class TileMaps:
+    """What is kept of a tile, its margin cut off: maps (channels, step, step) uint8 and pixels (step, step, 3) uint8."""
+
+    maps: UInt8Array
+    rgb: UInt8Array
+
+    @property
+    def nbytes(self) -> int:
+        return self.maps.nbytes + self.rgb.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class WindowMaps:
+    """Maps (H, W) uint8 and pixels (H, W, 3) uint8 of one window, and how many tiles had to be computed for it."""
+
+    probability: UInt8Array
+    distance: UInt8Array
+    rgb: UInt8Array
+    tiles_forwarded: int
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
+    """Return the device to use; UsageError where CUDA is asked for and absent."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UsageError(
+            "--device cuda: torch finds no CUDA device here; use --device cpu, or check the driver with nvidia-smi"
+        )
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def choose_precision(device: Device) -> Precision:
+    """Return bf16 where the hardware computes in it, since there results do not depend on batch and threads."""
+    import torch
+
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if native else "fp32"
+
+
+class Network:
+    """A loaded model on its device: batches of pixels in, maps out.
+
+    Calls from several threads take turns in one thread of the network's own: each thread that computes would have
+    OpenMP threads and scratch memory to itself.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, precision: Precision) -> None:
+        import torch
+
+        self.spec = bundle.spec
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="wsi_seg network")
+        self._device = torch.device(device)
+        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+        network = load_network(bundle).to(device=self._device)
+        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        preprocessing = bundle.spec.preprocessing
+        self._mean = torch.tensor(preprocessing.mean, device=self._device).view(1, 3, 1, 1)
+        self._std = torch.tensor(preprocessing.std, device=self._device).view(1, 3, 1, 1)
+
+    def __call__(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
+        """(N, T, T, 3) uint8 RGB -> (N, channels, T, T) uint8, 255 is 1.0; `watch` gets the seconds of "forward"."""
+        return self._thread.submit(self._forward, tiles_rgb, watch).result()
+
+    def _forward(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
+        import torch
+
+        with watch("forward"), torch.inference_mode():
+            pixels = torch.from_numpy(tiles_rgb).to(self._device).permute(0, 3, 1, 2)
+            scaled = ((pixels.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+                logits = self._network(scaled)
+            maps: UInt8Array = (torch.sigmoid(logits.float()) * 255).round().to(torch.uint8).cpu().numpy()
+            return maps
+
+
+class MapSource:
+    """Maps of any window of a slide. A tile is computed once and kept while memory allows.
+
+    network: pixels to maps. batch_size: tiles in one forward. cache_bytes: how much is kept.
+    """
+
+    def __init__(self, network: Network, batch_size: int = 1, cache_bytes: int = 1 << 30) -> None:
+        self.network = network
+        self.batch_size = batch_size
+        self.cache_bytes = cache_bytes
+        self._lock = threading.Lock()
+        self._tiles: OrderedDict[TileKey, Future[TileMaps]] = OrderedDict()
+
+    def window(
+        self, slide: str, plane: da.Array, active: npt.NDArray[np.bool_], window_mp: Box, watch: Stopwatch
+    ) -> WindowMaps:
+        """Return the maps of a window; where no tile is active they are 0.
+
+        slide: what tells this slide from others. plane: (Y, X, 3) uint8. active: (rows, columns) of the tile grid.
+        watch: gets the seconds spent on "read", "forward" and "wait" (for tiles that another thread computes).
+        """
+        step = self.network.spec.step_px
+        keys = [TileKey(slide, row, column) for row, column in window_mp.cells(step) if active[row, column]]
+        tiles, computed = self._tiles_of(keys, plane, watch)
+        channels = len(self.network.spec.channels)
+        maps = np.zeros((channels, *window_mp.shape), np.uint8)
+        rgb = np.full((*window_mp.shape, 3), 255, np.uint8)
+        for key, tile in zip(keys, tiles, strict=True):
+            core_mp = cell_box(key.row, key.column, step)
+            part_mp = core_mp.clipped(window_mp)
+            target, origin = part_mp.slices_in(window_mp), part_mp.slices_in(core_mp)
+            maps[(slice(None), *target)] = tile.maps[(slice(None), *origin)]
+            rgb[target] = tile.rgb[origin]
+        return WindowMaps(maps[0], maps[1], rgb, computed)
+
+    def _tiles_of(self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch) -> tuple[list[TileMaps], int]:
+        """Return the tiles, and how many were computed by this call; those that another thread computes are waited for."""
+        with self._lock:
+            missing = [key for key in keys if key not in self._tiles]
+            for key in missing:
+                self._tiles[key] = Future()
+            futures = [self._tiles[key] for key in keys]
+            for key in keys:
+                self._tiles.move_to_end(key)
+        try:
+            for first in range(0, len(missing), self.batch_size):
+                self._compute(missing[first : first + self.batch_size], plane, watch)
+        except BaseException as error:
+            self._give_up(missing, error)
+            raise
+        with watch("wait"):
+            tiles = [future.result() for future in futures]
+        self._forget_old()
+        return tiles, len(missing)
+
+    def _compute(self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch) -> None:
+        spec = self.network.spec
+        with watch("read"):
+            tiles_rgb = np.stack([read_tile(plane, key.row, key.column, spec) for key in keys])
+        inner = slice(spec.margin_px, spec.tile_px - spec.margin_px)
+        maps = self.network(tiles_rgb, watch)[:, :, inner, inner]
+        for key, tile_maps, rgb in zip(keys, maps, tiles_rgb[:, inner, inner], strict=True):
+            self._tiles[key].set_result(TileMaps(tile_maps.copy(), rgb.copy()))
+
+    def _give_up(self, keys: Sequence[TileKey], error: BaseException) -> None:
+        """Let those who wait for these tiles fail too, and the next who asks try anew."""
+        with self._lock:
+            for key in keys:
+                if not self._tiles[key].done():
+                    self._tiles.pop(key).set_exception(error)
+
+    def _forget_old(self) -> None:
+        with self._lock:
+            done = [(key, future.result().nbytes) for key, future in self._tiles.items() if future.done()]
+            excess = sum(size for _, size in done) - self.cache_bytes
+            for key, size in done:
+                if excess <= 0:
+                    return
+                del self._tiles[key]
+                excess -= size
+
+
+def read_tile(plane: da.Array, row: int, column: int, spec: ModelSpec) -> UInt8Array:
+    """Return one tile of the grid with its margins, (T, T, 3) uint8; beyond the plane it is mirrored."""
+    tile_mp = cell_box(row, column, spec.step_px).grown(spec.margin_px)
+    inside_mp = tile_mp.clipped(Box(0, 0, plane.shape[1], plane.shape[0]))
+    pixels: UInt8Array = plane[inside_mp.y0 : inside_mp.y1, inside_mp.x0 : inside_mp.x1].compute(scheduler="threads")
+    padding = (
+        (inside_mp.y0 - tile_mp.y0, tile_mp.y1 - inside_mp.y1),
+        (inside_mp.x0 - tile_mp.x0, tile_mp.x1 - inside_mp.x1),
+        (0, 0),
+    )
+    return np.pad(pixels, padding, mode="symmetric") if any(map(any, padding)) else np.ascontiguousarray(pixels)

@@ -1,0 +1,264 @@
+"""Separating nuclei: two uint8 maps in, labelled nuclei out.
+
+Every nucleus pixel climbs the smoothed distance map to its steepest neighbour until it reaches a seed; seeds are the
+connected components of distance above a threshold.
+
+Blocks are separated one by one, each in a window of its core and a halo, and must agree about every nucleus they both
+see. So each decision about a pixel depends on a bounded neighbourhood only (all sizes in model pixels, halo = H):
+
+- smoothing reaches 2 pixels, a step of the climb at most `JUMP`;
+- a climb longer than P = H / 4 ends in nothing;
+- a seed wider than L = H - 2 P - 8 is split: by a higher threshold, at last by a fixed grid.
+
+A nucleus then spans at most L + 2 P = H - 8 pixels, so a window that holds one of its pixels in the core holds all of
+it and all that decides it. All arithmetic is in integers. Nothing depends on where the window begins.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from wsi_seg.config import Separation
+from wsi_seg.geometry import Box
+from wsi_seg.outlines import trace_and_fill
+from wsi_seg.records import Instances
+
+JUMP = 4  # a climb that is stuck looks this far for something higher, over a dent of the map
+FULL_SCALE = 255 * 256  # smoothed distance of 1.0
+NOTHING = -2  # label of pixels that reach no seed
+
+
+def separate(
+    probability: npt.NDArray[np.uint8],
+    distance: npt.NDArray[np.uint8],
+    window_mp: Box,
+    rules: Separation,
+    mpp: float,
+) -> Instances:
+    """Separate the nuclei of one window.
+
+    probability, distance: (H, W) uint8, 255 is 1.0; they cover `window_mp`.
+    mpp: micrometres per pixel of the maps.
+    """
+    halo = round(rules.halo_um / mpp)
+    climb_limit = halo // 4
+    seed_limit = halo - 2 * climb_limit - 8
+    # a pixel of 8 bits is above p where p < value / 255
+    foreground = probability > np.uint8(rules.probability * 255)
+    height = _smooth(distance)
+    thresholds = np.array(
+        [round((rules.seed_distance + (1 - rules.seed_distance) * step) * FULL_SCALE) for step in (0, 0.35, 0.7)],
+        np.int64,
+    )
+    labels, anchors = _find_seeds(height, foreground, thresholds, seed_limit, window_mp.x0, window_mp.y0)
+    _climb(height, foreground, labels, climb_limit)
+    min_area = max(1, round(rules.min_area_um2 / mpp**2))
+    labels, anchors, boxes, area = _keep_connected(labels, anchors, min_area)
+    rings, offsets = trace_and_fill(labels, boxes, area)
+    corner = np.array([window_mp.x0, window_mp.y0])
+    return Instances(labels, anchors + corner, boxes + np.tile(corner, 2), area, rings, offsets)
+
+
+@numba.njit(nogil=True, cache=True)
+def _smooth(distance):
+    """Binomial 5 x 5 filter (sigma 1), exact: (H, W) uint8 -> (H, W) uint16, 1.0 is FULL_SCALE; zeros outside."""
+    rows, columns = distance.shape
+    across = np.zeros((rows + 4, columns), np.uint16)
+    line = np.zeros(columns + 4, np.uint16)
+    for y in range(rows):
+        for x in range(columns):
+            line[x + 2] = distance[y, x]
+        for x in range(columns):
+            across[y + 2, x] = (
+                line[x] + line[x + 4] + np.uint16(4) * (line[x + 1] + line[x + 3]) + np.uint16(6) * line[x + 2]
+            )
+    out = np.empty((rows, columns), np.uint16)
+    for y in range(rows):
+        for x in range(columns):
+            out[y, x] = (
+                across[y, x]
+                + across[y + 4, x]
+                + np.uint16(4) * (across[y + 1, x] + across[y + 3, x])
+                + np.uint16(6) * across[y + 2, x]
+            )
+    return out
+
+
+@numba.njit(nogil=True, cache=True)
+def _find_seeds(height, foreground, thresholds, seed_limit, x0, y0):
+    """Label the seeds 1..n and give each its anchor, the highest pixel, (n, 2) (x, y) in the window.
+
+    Seeds wider than `seed_limit` are tried again at the next threshold and at last cut by a grid of that size.
+    """
+    rows, columns = height.shape
+    labels = np.zeros((rows, columns), np.int32)
+    anchors = [(0, 0) for _ in range(0)]
+    stack = np.empty(rows * columns, np.int64)
+    levels = len(thresholds)
+    undecided = 0  # label of pixels still to be looked at on this level; -k - 10 on the later ones
+    for level in range(levels + 1):
+        threshold = thresholds[min(level, levels - 1)]
+        too_wide = False
+        for start in range(rows * columns):
+            y, x = start // columns, start % columns
+            if labels[y, x] != undecided or height[y, x] <= threshold or not foreground[y, x]:
+                continue
+            cell = -1 if level < levels else ((y + y0) // seed_limit) * 1000003 + (x + x0) // seed_limit
+            count, width, top = _flood(
+                height, foreground, labels, stack, start, threshold, undecided, cell, seed_limit, x0, y0
+            )
+            if width <= seed_limit:
+                anchors.append((top % columns, top // columns))
+                mark = len(anchors)
+            else:
+                mark = -level - 10
+                too_wide = True
+            for k in range(count):
+                labels[stack[k] // columns, stack[k] % columns] = mark
+        if not too_wide:
+            break
+        undecided = -level - 10
+    out = np.empty((len(anchors), 2), np.int64)
+    for k in range(len(anchors)):
+        out[k, 0] = anchors[k][0]
+        out[k, 1] = anchors[k][1]
+    for start in range(rows * columns):
+        y, x = start // columns, start % columns
+        if labels[y, x] < 0:
+            labels[y, x] = 0
+    return labels, out
+
+
+@numba.njit(nogil=True, cache=True)
+def _flood(height, foreground, labels, stack, start, threshold, undecided, cell, cell_size, x0, y0):
+    """Collect the 8-connected component of `start` into `stack`; return its size, its width and its highest pixel.
+
+    cell: -1, or the grid cell that the component may not leave.
+    """
+    rows, columns = labels.shape
+    low_x = high_x = start % columns
+    low_y = high_y = start // columns
+    top = start
+    stack[0] = start
+    labels[low_y, low_x] = NOTHING
+    count = 1
+    done = 0
+    while done < count:
+        here = stack[done]
+        done += 1
+        y, x = here // columns, here % columns
+        low_x, high_x = min(low_x, x), max(high_x, x)
+        low_y, high_y = min(low_y, y), max(high_y, y)
+        difference = np.int64(height[y, x]) - np.int64(height[top // columns, top % columns])
+        if difference > 0 or (difference == 0 and here < top):
+            top = here
+        for ny in range(max(0, y - 1), min(rows, y + 2)):
+            for nx in range(max(0, x - 1), min(columns, x + 2)):
+                if labels[ny, nx] != undecided or height[ny, nx] <= threshold or not foreground[ny, nx]:
+                    continue
+                if cell != -1 and ((ny + y0) // cell_size) * 1000003 + (nx + x0) // cell_size != cell:
+                    continue
+                labels[ny, nx] = NOTHING
+                stack[count] = ny * columns + nx
+                count += 1
+    return count, max(high_x - low_x, high_y - low_y) + 1, top
+
+
+@numba.njit(nogil=True, cache=True)
+def _climb(height, foreground, labels, limit):
+    """Give each foreground pixel the label of the seed it climbs to, in place; NOTHING where it reaches none."""
+    rows, columns = labels.shape
+    length = np.zeros((rows, columns), np.uint8)  # of the way to the seed
+    path = np.empty(rows * columns, np.int64)
+    step = np.empty(rows * columns, np.uint8)
+    for start in range(rows * columns):
+        if labels[start // columns, start % columns] != 0 or not foreground[start // columns, start % columns]:
+            continue
+        count = 0
+        here = start
+        label = np.int32(NOTHING)
+        gone = 0
+        while True:
+            y, x = here // columns, here % columns
+            path[count] = here
+            higher, far = _higher_neighbour(height, foreground, y, x, 1)
+            if higher < 0:
+                higher, far = _higher_neighbour(height, foreground, y, x, JUMP)
+            step[count] = far
+            count += 1
+            if higher < 0:
+                break
+            here = higher
+            label = labels[here // columns, here % columns]
+            if label != 0:
+                gone = length[here // columns, here % columns]
+                break
+            label = np.int32(NOTHING)
+        for k in range(count - 1, -1, -1):
+            gone = min(255, gone + step[k])
+            if gone > limit:
+                label = np.int32(NOTHING)
+            labels[path[k] // columns, path[k] % columns] = label
+            length[path[k] // columns, path[k] % columns] = gone
+
+
+@numba.njit(nogil=True, cache=True)
+def _higher_neighbour(height, foreground, y, x, reach):
+    """Return the highest foreground pixel within `reach` that is higher than (y, x), and how far it is; -1 if none."""
+    rows, columns = height.shape
+    best = height[y, x]
+    found = -1
+    far = 0
+    for ny in range(max(0, y - reach), min(rows, y + reach + 1)):
+        for nx in range(max(0, x - reach), min(columns, x + reach + 1)):
+            if height[ny, nx] > best and foreground[ny, nx]:
+                best = height[ny, nx]
+                found = ny * columns + nx
+                far = max(abs(ny - y), abs(nx - x))
+    return found, far
+
+
+@numba.njit(nogil=True, cache=True)
+def _keep_connected(labels, anchors, min_area):
+    """Keep of each nucleus what is 4-connected to its anchor, drop the small ones, number the rest 1..m.
+
+    Returns labels (H, W) int32, anchors (m, 2), boxes (m, 4) (x0, y0, x1, y1) and area (m,).
+    """
+    rows, columns = labels.shape
+    out = np.zeros((rows, columns), np.int32)
+    boxes = np.empty((len(anchors), 4), np.int64)
+    area = np.empty(len(anchors), np.int64)
+    kept = np.empty_like(anchors)
+    stack = np.empty(rows * columns, np.int64)
+    number = 0
+    for k in range(len(anchors)):
+        x, y = anchors[k, 0], anchors[k, 1]
+        low_x = high_x = x
+        low_y = high_y = y
+        out[y, x] = number + 1
+        stack[0] = y * columns + x
+        count, done = 1, 0
+        while done < count:
+            y, x = stack[done] // columns, stack[done] % columns
+            done += 1
+            low_x, high_x = min(low_x, x), max(high_x, x)
+            low_y, high_y = min(low_y, y), max(high_y, y)
+            for side in range(4):
+                ny = y + (0, 0, 1, -1)[side]
+                nx = x + (1, -1, 0, 0)[side]
+                if 0 <= ny < rows and 0 <= nx < columns and labels[ny, nx] == k + 1 and out[ny, nx] == 0:
+                    out[ny, nx] = number + 1
+                    stack[count] = ny * columns + nx
+                    count += 1
+        if count < min_area:
+            for i in range(count):
+                out[stack[i] // columns, stack[i] % columns] = 0
+            continue
+        boxes[number, 0], boxes[number, 1] = low_x, low_y
+        boxes[number, 2], boxes[number, 3] = high_x + 1, high_y + 1
+        area[number] = count
+        kept[number] = anchors[k]
+        number += 1
+    return out, kept[:number].copy(), boxes[:number].copy(), area[:number].copy()

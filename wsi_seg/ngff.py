@@ -1,0 +1,135 @@
+"""OME-Zarr (NGFF) containers, the same calls for version 0.4 (on Zarr v2) and 0.5 (on Zarr v3).
+
+Used for images (c, y, x) and for labels (y, x). Chunks that hold only zeros are not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec, BloscShuffle
+
+from wsi_seg.errors import UsageError
+
+NgffVersion = str
+VERSIONS: tuple[NgffVersion, ...] = ("0.4", "0.5")
+
+_AXIS_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
+_DEFAULT_AXES = {2: ("y", "x"), 3: ("c", "y", "x")}
+
+
+def zarr_version(zarr_format: NgffVersion) -> Literal[2, 3]:
+    """Return the Zarr format that an OME-Zarr version is stored in: "0.4" -> 2, "0.5" -> 3."""
+    if zarr_format not in VERSIONS:
+        raise UsageError(f"Unknown OME-Zarr version {zarr_format!r}; known: {', '.join(VERSIONS)}")
+    return 2 if zarr_format == "0.4" else 3
+
+
+def open_root(path: str, zarr_format: NgffVersion, mode: Literal["r", "r+", "a", "w", "w-"] = "a") -> zarr.Group:
+    """Open, or with mode "w" start anew, the root group of an OME-Zarr; `path` is a folder or a URL."""
+    return zarr.open_group(path, mode=mode, zarr_format=zarr_version(zarr_format))
+
+
+def create_array(
+    group: zarr.Group,
+    path: str,
+    shape: Sequence[int],
+    chunks: Sequence[int],
+    dtype: npt.DTypeLike,
+    zarr_format: NgffVersion,
+    shards: Sequence[int] | None = None,
+    axes: Sequence[str] | None = None,
+) -> zarr.Array[Any]:
+    """Create a compressed array filled with 0 at `path` under `group`.
+
+    shape, chunks: in axis order; (y, x) or (c, y, x) unless `axes` names them.
+    shards: a multiple of `chunks` that becomes one file; only 0.5 has them, 0.4 ignores them.
+    Whoever writes in parallel must own whole shards (0.5) or whole chunks (0.4).
+    """
+    names = tuple(axes) if axes is not None else _DEFAULT_AXES[len(shape)]
+    version = zarr_version(zarr_format)
+    if version == 2:
+        layout: dict[str, Any] = {"compressors": _blosc_v2(), "chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    else:
+        layout = {
+            "compressors": BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.shuffle),
+            "shards": tuple(shards) if shards is not None else None,
+            "dimension_names": names,
+        }
+    return group.create_array(
+        path,
+        shape=tuple(shape),
+        chunks=tuple(chunks),
+        dtype=dtype,
+        fill_value=0,
+        config={"write_empty_chunks": False},
+        **layout,
+    )
+
+
+def _blosc_v2() -> Any:  # noqa: ANN401
+    from numcodecs import Blosc
+
+    return Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
+
+
+def attributes(content: Mapping[str, Any], zarr_format: NgffVersion) -> dict[str, Any]:
+    """Return group attributes for `content`: as they are in 0.4, inside "ome" with the version in 0.5."""
+    if zarr_version(zarr_format) == 2:
+        return dict(content)
+    return {"ome": {"version": zarr_format, **content}}
+
+
+def content(group_attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the NGFF content of group attributes written by any version (the inverse of `attributes`)."""
+    return dict(group_attributes.get("ome", group_attributes))
+
+
+def multiscales(
+    name: str,
+    axes: Sequence[str],
+    paths: Sequence[str],
+    scales: Sequence[Sequence[float]],
+    zarr_format: NgffVersion,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    unit: bool = True,
+) -> dict[str, Any]:
+    """Return the attributes of a multiscale group.
+
+    axes: names out of t, c, z, y, x in array order; y, x and z are in micrometres.
+    paths: one array per level, finest first.
+    scales: per level the size of a pixel along each axis, micrometres for space and 1.0 for the rest.
+    extra: further NGFF keys beside "multiscales", such as "omero" or "image-label".
+    unit: whether `scales` are micrometres; False where the pixel size is unknown, and then none is claimed.
+    """
+    scale = {
+        "name": name,
+        "axes": [_axis(axis, unit) for axis in axes],
+        "datasets": [
+            {"path": path, "coordinateTransformations": [{"type": "scale", "scale": [float(s) for s in level]}]}
+            for path, level in zip(paths, scales, strict=True)
+        ],
+    }
+    if zarr_version(zarr_format) == 2:
+        scale["version"] = zarr_format
+    return attributes({"multiscales": [scale], **(extra or {})}, zarr_format)
+
+
+def _axis(name: str, unit: bool) -> dict[str, str]:
+    axis = {"name": name, "type": _AXIS_TYPES[name]}
+    return axis | {"unit": "micrometer"} if unit and axis["type"] == "space" else axis
+
+
+def rgb_channels() -> dict[str, Any]:
+    """Return the "omero" block that makes viewers show three uint8 channels as one RGB picture."""
+    window = {"start": 0.0, "end": 255.0, "min": 0.0, "max": 255.0}
+    colours = {"Red": "FF0000", "Green": "00FF00", "Blue": "0000FF"}
+    channels = [
+        {"label": label, "color": colour, "window": window, "active": True, "coefficient": 1, "family": "linear"}
+        for label, colour in colours.items()
+    ]
+    return {"omero": {"channels": channels, "rdefs": {"model": "color", "defaultT": 0, "defaultZ": 0}}}

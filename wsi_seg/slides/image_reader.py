@@ -1,0 +1,71 @@
+"""Plain images, decoded whole through Pillow: PNG, JPEG, BMP, JPEG 2000, and TIFFs that nothing else reads.
+
+Pixel size: taken from the resolution that the file stores (pHYs, JFIF density, EXIF, TIFF tags), whose unit is the
+inch, centimetre or metre, only where it can be a microscope's (see `FILE_MPP_RANGE`): the 72, 96 and 300 dpi that
+programs write by habit are no pixel sizes. EXIF orientation is ignored: pixels are as stored. Transparent pixels are
+laid over white. More than 8 bits per channel are refused, not scaled.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from wsi_seg.errors import SlideOpenError
+from wsi_seg.geometry import Box
+from wsi_seg.slides.base import RGB, Facts, Slide
+from wsi_seg.slides.fingerprint import file_digest
+
+_UM_PER_INCH = 25400.0
+_EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+
+
+class ImageSlide(Slide):
+    """An image of one level, kept decoded in memory by each process that reads it."""
+
+    def _open_handle(self) -> RGB:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            try:
+                with Image.open(self._location) as image:
+                    self._dpi = image.info.get("dpi")
+                    self._format = str(image.format)
+                    return self._decode(image)
+            except Image.DecompressionBombError as error:
+                raise SlideOpenError(
+                    self.path, f"is too large to decode whole ({error}); make it a tiled pyramid, for example with vips"
+                ) from error
+            except (OSError, SyntaxError, ValueError) as error:
+                fact = f"cannot be decoded as an image ({error})"
+                raise SlideOpenError(self.path, f"{fact}; it may be truncated, copy it again") from error
+
+    def _decode(self, image: Image.Image) -> RGB:
+        if image.mode not in _EIGHT_BIT or any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+            raise SlideOpenError(
+                self.path, f"has more than 8 bits per channel (Pillow mode {image.mode}); scale it to 8 bits first"
+            )
+        if image.has_transparency_data:
+            layer = image.convert("RGBA")
+            flat = Image.new("RGBA", layer.size, "white")
+            return np.asarray(Image.alpha_composite(flat, layer).convert("RGB"))
+        return np.asarray(image.convert("RGB"))
+
+    def _facts(self) -> Facts:
+        height, width, _ = self._get_handle().shape
+        return Facts(((width, height),), ((256, 256),), self._mpp_xy(), {"image.format": self._format})
+
+    def _mpp_xy(self) -> tuple[float, float] | None:
+        try:
+            x, y = (float(value) for value in self._dpi or ())
+        except (TypeError, ValueError):
+            return None
+        return (_UM_PER_INCH / x, _UM_PER_INCH / y) if x > 0 and y > 0 else None
+
+    def _read_region(self, level: int, box: Box) -> RGB:
+        pixels: RGB = self._get_handle()
+        return pixels[box.y0 : box.y1, box.x0 : box.x1]
+
+    def _digest(self) -> str:
+        return file_digest(self._location)

@@ -1,0 +1,165 @@
+"""What a user names on the command line, as a list of slides with unique names."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from wsi_seg.errors import UsageError
+from wsi_seg.slides.manifest import read_manifest
+from wsi_seg.slides.paths import is_zarr, safe_name, stem
+
+_SCANNERS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".qptiff")
+_GENERAL = (".tif", ".tiff", ".btf", ".tf8", ".dcm", ".dicom", ".jp2", ".j2k", ".png", ".jpg", ".jpeg", ".bmp")
+SUFFIXES = (*_SCANNERS, *_GENERAL)
+_DICOM = (".dcm", ".dicom")
+
+
+@dataclass(frozen=True)
+class SlideSource:
+    """A slide to do.
+
+    path: file, folder or URL.
+    name: unique in the run whatever the case of its letters, and safe as the name of one folder.
+    mpp: micrometres per level-0 pixel that the user gave for this slide.
+    """
+
+    path: str
+    name: str
+    mpp: float | None = None
+
+
+def find_slides(inputs: Sequence[str]) -> list[SlideSource]:
+    """Return the slides that files, folders, globs, URLs and CSV manifests name, sorted by name, each once.
+
+    Raises UsageError where an input does not exist, matches nothing or is a wrong manifest.
+    """
+    found: dict[str, SlideSource] = {}
+    for text in inputs:
+        for source in _sources(os.fspath(text)):
+            key = source.path if "://" in source.path else os.path.realpath(source.path)
+            found.setdefault(key, source)
+    if not found:
+        raise UsageError("No slides were named; expected files, folders, globs, URLs or a CSV manifest")
+    return sorted(_named(list(found.values())), key=lambda source: (source.name.casefold(), source.path))
+
+
+def _sources(text: str) -> list[SlideSource]:
+    """Return the slides of one input; a name is empty unless a manifest gives it."""
+    if "://" in text:
+        return [SlideSource(text, "")]
+    text = os.path.expanduser(text)
+    if text.lower().endswith(".csv") and os.path.isfile(text):
+        return [SlideSource(row.path, row.name, row.mpp) for row in read_manifest(text)]
+    if os.path.exists(text):
+        return _existing(text)
+    if glob.has_magic(text):
+        return _matching(text)
+    raise UsageError(f"{text}: no such file or folder; check the path")
+
+
+def _existing(path: str) -> list[SlideSource]:
+    if is_zarr(path) or not os.path.isdir(path):
+        return [SlideSource(path, "")]
+    files = list(_walk(path, set()))
+    if not files:
+        raise UsageError(f"{path}: no slides in this folder; expected files such as .svs, .ndpi, .tiff, .dcm, or .zarr")
+    return [SlideSource(file, "") for file in files]
+
+
+def _matching(pattern: str) -> list[SlideSource]:
+    seen: set[str] = set()
+    files: list[str] = []
+    for match in sorted(glob.glob(pattern, recursive=True)):
+        if os.path.isdir(match) and not is_zarr(match):
+            files += _walk(match, seen)
+        elif is_zarr(match) or _looks_like_slide(match):
+            files.append(match)
+    if not files:
+        raise UsageError(
+            f"{pattern}: matches no slide; check the pattern, and quote it where the shell might expand it"
+        )
+    return [SlideSource(file, "") for file in _one_per_series(files)]
+
+
+def _walk(folder: str, seen: set[str]) -> Iterator[str]:
+    """Yield the slides under a folder, sorted; links are followed, each folder is entered once."""
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    entries = [os.path.join(folder, entry) for entry in sorted(os.listdir(folder)) if not entry.startswith(".")]
+    folders = [entry for entry in entries if os.path.isdir(entry)]
+    yield from _one_per_series(_without_parts([entry for entry in entries if _looks_like_slide(entry)]))
+    for entry in folders:
+        if is_zarr(entry):
+            yield entry
+        else:
+            yield from _walk(entry, seen)
+
+
+def _looks_like_slide(path: str) -> bool:
+    return os.path.isfile(path) and path.lower().endswith(SUFFIXES)
+
+
+def _without_parts(files: list[str]) -> list[str]:
+    """Drop the JPEGs beside a Hamamatsu VMS index, which are its tiles."""
+    if not any(file.lower().endswith((".vms", ".vmu")) for file in files):
+        return files
+    return [file for file in files if not file.lower().endswith((".jpg", ".jpeg"))]
+
+
+def _one_per_series(files: Iterable[str]) -> list[str]:
+    """Return the files with only the first of each DICOM series of a folder, which stands for all of them."""
+    kept: dict[tuple[str, str], str] = {}
+    for file in files:
+        series = _series(file) if file.lower().endswith(_DICOM) else ""
+        kept.setdefault((os.path.dirname(file), series) if series else (file, ""), file)
+    return list(kept.values())
+
+
+def _series(path: str) -> str:
+    """Return a DICOM file's SeriesInstanceUID; empty where there is none, and opening it will then say why."""
+    import pydicom
+
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+    except Exception:
+        # Whatever is wrong with the file is that slide's error, not the run's.
+        return ""
+    return str(header.get("SeriesInstanceUID", ""))
+
+
+def _named(sources: list[SlideSource]) -> list[SlideSource]:
+    """Give every source a unique name: its stem, else its file name, else that with ever more parent folders."""
+    given = Counter(source.name.casefold() for source in sources if source.name)
+    doubled = [name for name, count in given.items() if count > 1]
+    if doubled:
+        raise UsageError(f"Two slides are named {doubled[0]!r} in the manifests; expected unique names")
+    level = [0] * len(sources)
+    while True:
+        names = [source.name or _candidate(source.path, level[i]) for i, source in enumerate(sources)]
+        counts = Counter(name.casefold() for name in names)
+        clashing = [i for i, name in enumerate(names) if counts[name.casefold()] > 1 and not sources[i].name]
+        if not clashing:
+            return [replace(source, name=name) for source, name in zip(sources, names, strict=True)]
+        for i in clashing:
+            level[i] += 1
+
+
+def _candidate(path: str, level: int) -> str:
+    """Return the name at a level: 0 stem, 1 file name, then parents joined in, then numbers."""
+    parts = _parts(path)
+    if level == 0:
+        return safe_name(stem(parts[-1]))
+    if level <= len(parts):
+        return safe_name("_".join(parts[-level:]))
+    return safe_name(f"{'_'.join(parts)}_{level - len(parts)}")
+
+
+def _parts(path: str) -> list[str]:
+    whole = path.partition("://")[2].partition("?")[0] if "://" in path else os.path.abspath(path)
+    return [part for part in whole.replace(os.sep, "/").split("/") if part] or ["slide"]

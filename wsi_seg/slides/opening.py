@@ -1,0 +1,173 @@
+"""Choosing the reader of a file by what the file holds; each reader is imported when a file needs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from wsi_seg.errors import SlideOpenError
+from wsi_seg.slides.base import Slide
+from wsi_seg.slides.paths import is_zarr
+
+Reader = Callable[[str, float | None], Slide]
+
+SUPPORTED = (
+    "SVS, NDPI, MRXS, SCN, BIF, VMS, DICOM and what else OpenSlide reads; TIFF and OME-TIFF; Zarr and OME-Zarr; "
+    "PNG, JPEG and JPEG 2000"
+)
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")
+_TIATOOLBOX_SUFFIXES = (".dcm", ".dicom", ".jp2", ".j2k", ".qptiff")
+
+
+def open_slide(path: str, mpp: float | None = None) -> Slide:
+    """Open a slide, whatever its format.
+
+    path: a file, a DICOM or Zarr folder, or the URL of a Zarr.
+    mpp: micrometres per level-0 pixel; wins over the file's own.
+    Raises SlideOpenError when no reader understands the file, MppError when its pixels are not square.
+    """
+    path = os.fspath(path)
+    if "://" in path:
+        return _open_url(path, mpp)
+    if not os.path.exists(path):
+        raise SlideOpenError(path, "no such file; check the path")
+    if is_zarr(path):
+        return _zarr(path, mpp)
+    if os.path.isdir(path):
+        return _open_folder(path, mpp)
+    if os.path.getsize(path) == 0:
+        raise SlideOpenError(path, "the file is empty; copy it again")
+    return _first_that_opens(path, mpp)
+
+
+def _open_url(path: str, mpp: float | None) -> Slide:
+    parts = urlsplit(path)
+    local = unquote(parts.path)
+    if parts.scheme == "file" and not is_zarr(local):
+        return open_slide(local, mpp)
+    return _zarr(path, mpp)
+
+
+def _open_folder(path: str, mpp: float | None) -> Slide:
+    """Open a DICOM folder by the first of its files; readers find the rest of the series beside it."""
+    for entry in sorted(os.listdir(path)):
+        file = os.path.join(path, entry)
+        if os.path.isfile(file) and _head(file)[128:132] == b"DICM":
+            return _first_that_opens(file, mpp)
+    raise SlideOpenError(path, "is a folder with neither Zarr nor DICOM in it; give the slides in it one by one")
+
+
+def _first_that_opens(path: str, mpp: float | None) -> Slide:
+    """Return the slide of the first fitting reader that opens the file; else the first one's reason counts."""
+    head = _head(path)
+    missing = _missing_part(path, head)
+    if missing:
+        raise SlideOpenError(path, f"the file is truncated ({missing}); copy it again")
+    refusals: list[SlideOpenError] = []
+    for reader in _readers(path, head):
+        try:
+            return reader(path, mpp)
+        except SlideOpenError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+    fact = "is a text file, not a slide" if _is_text(head) else "is in no format that a reader knows"
+    raise SlideOpenError(path, f"{fact}; supported are {SUPPORTED}; convert it to OME-TIFF or OME-Zarr")
+
+
+def _readers(path: str, head: bytes) -> Iterator[Reader]:
+    """Yield the readers worth trying, the one that knows most about the file first."""
+    from wsi_seg.slides.openslide_reader import vendor
+
+    maker = vendor(path)
+    tiff = head.startswith(_TIFF)
+    if tiff and (maker is None or (maker == "generic-tiff" and _is_ome(path))):
+        yield _tiff
+    if maker is not None:
+        yield _openslide
+    if tiff and maker is not None:
+        yield _tiff
+    if _is_picture(path, head) or (tiff and maker in (None, "generic-tiff")):
+        yield _image
+    if head.startswith(_JP2) or head[128:132] == b"DICM" or path.lower().endswith(_TIATOOLBOX_SUFFIXES):
+        yield _tiatoolbox
+
+
+def _is_picture(path: str, head: bytes) -> bool:
+    """Whether Pillow may have it; an MRXS begins with the JPEG of its thumbnail, which is not the slide."""
+    return head.startswith((*_IMAGES, *_JP2)) and not path.lower().endswith(".mrxs")
+
+
+def _missing_part(path: str, head: bytes) -> str:
+    """Return what a classic or big TIFF lacks at its end, or an empty string."""
+    if not head.startswith(_TIFF):
+        return ""
+    if len(head) < 16:
+        return "its header is cut"
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+    big = head[2:4] in (b"+\0", b"\0+")
+    directory = int.from_bytes(head[8:16] if big else head[4:8], order)
+    size = os.path.getsize(path)
+    return f"its directory should be at byte {directory}, but it has {size} bytes" if directory >= size else ""
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(character.isprintable() or character.isspace() for character in text)
+
+
+def _head(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4096)
+    except OSError as error:
+        raise SlideOpenError(path, f"cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _is_ome(path: str) -> bool:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return bool(file.is_ome)
+    except (tifffile.TiffFileError, OSError, ValueError):
+        return False
+
+
+def _openslide(path: str, mpp: float | None) -> Slide:
+    from wsi_seg.slides.openslide_reader import OpenSlideSlide
+
+    return OpenSlideSlide(path, mpp)
+
+
+def _zarr(path: str, mpp: float | None) -> Slide:
+    from wsi_seg.slides.zarr_reader import ZarrSlide
+
+    return ZarrSlide(path, mpp)
+
+
+def _tiff(path: str, mpp: float | None) -> Slide:
+    from wsi_seg.slides.tiff_reader import TiffSlide
+
+    return TiffSlide(path, mpp)
+
+
+def _image(path: str, mpp: float | None) -> Slide:
+    from wsi_seg.slides.image_reader import ImageSlide
+
+    return ImageSlide(path, mpp)
+
+
+def _tiatoolbox(path: str, mpp: float | None) -> Slide:
+    from wsi_seg.slides.tiatoolbox_reader import TiatoolboxSlide
+
+    return TiatoolboxSlide(path, mpp)

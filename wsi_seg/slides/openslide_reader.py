@@ -1,0 +1,130 @@
+"""Slides that OpenSlide reads: SVS, NDPI, MRXS, SCN, BIF, DICOM, tiled TIFF and others."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from wsi_seg.errors import SlideOpenError, SlideReadError
+from wsi_seg.geometry import Box
+from wsi_seg.slides.base import OR_CONVERT, RGB, Facts, Slide
+from wsi_seg.slides.fingerprint import digest_of, file_digest
+
+CACHE_BYTES = 128 << 20
+CELL = 256
+
+
+@functools.cache
+def _shared_cache(pid: int) -> openslide.OpenSlideCache:
+    """Return this process's cache of decoded tiles, shared by all its slides."""
+    return openslide.OpenSlideCache(CACHE_BYTES)
+
+
+class OpenSlideSlide(Slide):
+    """A slide read by OpenSlide.
+
+    OpenSlide addresses coarser levels by level-0 pixels and interpolates where their downsample is not an integer,
+    so that a pixel depends on where the region starts. Such levels are read by cells of a fixed grid.
+    """
+
+    def _open_handle(self) -> openslide.OpenSlide:
+        try:
+            handle = openslide.OpenSlide(self._location)
+            handle.set_cache(_shared_cache(os.getpid()))
+        except openslide.OpenSlideError as error:
+            raise SlideOpenError(self.path, f"OpenSlide cannot open it ({error}); {OR_CONVERT}") from error
+        return handle
+
+    def _close_handle(self, handle: openslide.OpenSlide) -> None:
+        handle.close()
+
+    def _facts(self) -> Facts:
+        handle = self._get_handle()
+        properties = dict(handle.properties)
+        self._downsamples_raw = tuple(float(downsample) for downsample in handle.level_downsamples)
+        self._background = "#" + properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "ffffff")
+        return Facts(
+            level_dimensions=tuple((int(width), int(height)) for width, height in handle.level_dimensions),
+            tiles=tuple(_tile(properties, level) for level in range(handle.level_count)),
+            mpp_xy=_mpp_xy(properties),
+            properties=properties,
+        )
+
+    def _read_region(self, level: int, box: Box) -> RGB:
+        if self._downsamples_raw[level].is_integer():
+            return self._read_direct(level, box)
+        out = np.empty((*box.shape, 3), np.uint8)
+        width, height = self.level_dimensions[level]
+        for row, column in box.cells(CELL):
+            cell = Box(column * CELL, row * CELL, min((column + 1) * CELL, width), min((row + 1) * CELL, height))
+            part = cell.clipped(box)
+            out[part.slices_in(box)] = self._read_direct(level, cell)[part.slices_in(cell)]
+        return out
+
+    def _read_direct(self, level: int, box: Box) -> RGB:
+        handle = self._get_handle()
+        try:
+            return self._pixels(handle, level, box)
+        except (openslide.OpenSlideError, ValueError):
+            self._forget(handle)
+        # OpenSlide refuses everything on a handle that failed once, so another thread's bad tile may have caused it:
+        # only a failure on a handle of one's own counts.
+        own = self._open_handle()
+        try:
+            return self._pixels(own, level, box)
+        except openslide.OpenSlideError as error:
+            raise SlideReadError(self.path, f"level {level} cannot be read in {box} ({error})") from error
+        finally:
+            own.close()
+
+    def _pixels(self, handle: openslide.OpenSlide, level: int, box: Box) -> RGB:
+        downsample = self._downsamples_raw[level]
+        x_l0, y_l0 = round(box.x0 * downsample), round(box.y0 * downsample)
+        image = handle.read_region((x_l0, y_l0), level, (box.width, box.height))
+        if image.getchannel("A").getextrema() == (255, 255):
+            return np.asarray(image.convert("RGB"))
+        flat = Image.new("RGB", image.size, self._background)
+        flat.paste(image, mask=image)
+        return np.asarray(flat)
+
+    def _forget(self, handle: openslide.OpenSlide) -> None:
+        """Stop using a handle; other threads may still hold it, so it is left to be collected."""
+        with self._lock:
+            if self._handle is not None and self._handle[1] is handle:
+                self._handle = None
+
+    def _digest(self) -> str:
+        quick = self.properties.get(openslide.PROPERTY_NAME_QUICKHASH1, "")
+        if self.properties.get(openslide.PROPERTY_NAME_VENDOR) in ("dicom", "mirax") and quick:
+            # Any file of such a slide opens it; the quickhash covers them all.
+            return digest_of([quick.encode()])
+        return digest_of([quick.encode(), file_digest(self._location).encode()])
+
+
+def vendor(path: str) -> str | None:
+    """Return what OpenSlide takes the file for, such as "aperio", or None."""
+    try:
+        found: str | None = openslide.OpenSlide.detect_format(path)
+    except openslide.OpenSlideError:
+        return None
+    return found
+
+
+def _tile(properties: dict[str, str], level: int) -> tuple[int, int]:
+    """Return the (width, height) of a level's tiles; 256 where the format has none."""
+    width = properties.get(f"openslide.level[{level}].tile-width", 256)
+    height = properties.get(f"openslide.level[{level}].tile-height", 256)
+    return int(width), int(height)
+
+
+def _mpp_xy(properties: dict[str, str]) -> tuple[float, float] | None:
+    texts: list[Any] = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
+    try:
+        return float(texts[0]), float(texts[1])
+    except (TypeError, ValueError):
+        return None

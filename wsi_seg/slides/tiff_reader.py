@@ -1,0 +1,116 @@
+"""TIFFs that OpenSlide reads not at all or without their pixel size: OME-TIFF with its pyramid, strips, planar."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+import zarr
+
+from wsi_seg.errors import SlideOpenError
+from wsi_seg.slides.base import OR_CONVERT, RGB
+from wsi_seg.slides.fingerprint import file_digest
+from wsi_seg.slides.zarr_reader import ArraySlide, Level, Opened, check_pixels
+
+_MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_TAG_UNITS = {2: 25400.0, 3: 10000.0}
+"""Micrometres in TIFF's ResolutionUnit: inch, centimetre. 1 means none."""
+
+WHOLE_ABOVE = 4 << 20
+"""Values in one strip or tile above which it is not decoded anew for every region."""
+WHOLE_LIMIT = 3 * 180_000_000
+"""Values that may be decoded into memory at once."""
+
+
+class TiffSlide(ArraySlide):
+    """A TIFF read tile by tile (or strip by strip) through tifffile; its largest series, with all levels of it."""
+
+    def _open_handle(self) -> Opened:
+        try:
+            with tifffile.TiffFile(self._location) as file:
+                opened = _open(file)
+        except Exception as error:
+            # tifffile passes on whatever a malformed file makes struct, XML or the codecs raise.
+            fact = f"cannot be opened as TIFF ({type(error).__name__}: {error})"
+            raise SlideOpenError(self.path, f"{fact}; {OR_CONVERT}") from error
+        if opened is None:
+            raise SlideOpenError(self.path, "is a TIFF with a palette, CMYK or alpha; expected RGB or gray, convert it")
+        check_pixels(self.path, opened)
+        return opened
+
+    def _digest(self) -> str:
+        return file_digest(self._location)
+
+
+def _open(file: tifffile.TiffFile) -> Opened | None:
+    series = max(file.series, key=lambda one: math.prod(one.shape))
+    page = series.keyframe
+    if page.photometric not in (1, 2, 6) or page.samplesperpixel not in (1, 3):
+        return None
+    if page.compression not in tifffile.TIFF.DECOMPRESSORS:
+        raise ValueError(f"unknown compression {int(page.compression)}")
+    levels = tuple(_array(series, level) for level in range(len(series.levels)))
+    axes = series.axes.lower().replace("s", "c")
+    return Opened(levels, axes, _mpp_xy(file, page), {"tiff.axes": series.axes, "tiff.kind": series.kind})
+
+
+def _array(series: Any, level: int) -> Level:  # noqa: ANN401
+    if math.prod(series.levels[level].keyframe.chunks) > WHOLE_ABOVE:
+        # One strip holds much or all of the image: decode it once instead of once for every region.
+        return _whole(series.levels[level])
+    # The store opens the file by its path again: the one at hand is closed after looking.
+    array = zarr.open(series.aszarr(level=level), mode="r")
+    if not isinstance(array, zarr.Array):
+        raise TypeError("a level is not one array")
+    return array
+
+
+def _whole(level: Any) -> RGB:  # noqa: ANN401
+    """Return a level mapped from the file where it lies there as it is, else decoded into memory."""
+    if level.keyframe.is_memmappable and level.dataoffset is not None:
+        return np.asarray(level.asarray(out="memmap"))
+    if math.prod(level.shape) > WHOLE_LIMIT:
+        raise ValueError("one compressed strip holds more than can be decoded at once; make it a tiled pyramid")
+    return np.asarray(level.asarray())
+
+
+def _mpp_xy(file: tifffile.TiffFile, page: Any) -> tuple[float, float] | None:  # noqa: ANN401
+    """Return (x, y) micrometres per pixel from the OME-XML, ImageJ's header or the resolution tags, in this order."""
+    if file.is_ome and file.ome_metadata:
+        found = _from_ome(file.ome_metadata)
+        if found is not None:
+            return found
+    unit = _TAG_UNITS.get(_tag(page, "ResolutionUnit"), math.nan)
+    if file.is_imagej and file.imagej_metadata:
+        unit = _MICROMETRES.get(str(file.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ"), unit)
+    x, y = _per_unit(page, "XResolution"), _per_unit(page, "YResolution")
+    return (unit / x, unit / y) if x > 0 and y > 0 and math.isfinite(unit) else None
+
+
+def _from_ome(text: str) -> tuple[float, float] | None:
+    for element in ElementTree.fromstring(text).iter():
+        if element.tag.rpartition("}")[2] == "Pixels":
+            sizes = [_ome_size(element.attrib, axis) for axis in "XY"]
+            return (sizes[0], sizes[1]) if sizes[0] and sizes[1] else None
+    return None
+
+
+def _ome_size(attributes: dict[str, str], axis: str) -> float:
+    """Return micrometres, 0 where the file says none; OME's unit without one is the micrometre."""
+    unit = _MICROMETRES.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"), 0.0)
+    return float(attributes.get(f"PhysicalSize{axis}", 0)) * unit
+
+
+def _tag(page: Any, name: str) -> Any:  # noqa: ANN401
+    tag = page.tags.get(name)
+    return None if tag is None else tag.value
+
+
+def _per_unit(page: Any, name: str) -> float:  # noqa: ANN401
+    value = _tag(page, name)
+    if not isinstance(value, tuple) or not value[1]:
+        return 0.0
+    return float(value[0] / value[1])

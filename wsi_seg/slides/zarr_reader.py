@@ -1,0 +1,206 @@
+"""Zarr arrays and OME-Zarr images, in a folder or behind any fsspec URL."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.storage import FsspecStore, LocalStore
+
+from wsi_seg import ngff
+from wsi_seg.errors import SlideOpenError, SlideReadError
+from wsi_seg.geometry import Box
+from wsi_seg.slides.base import RGB, Facts, Slide
+from wsi_seg.slides.fingerprint import digest_of
+
+_MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "angstrom": 1e-4, "centimeter": 1e4}
+_SAMPLES = 8
+_SAMPLE_EDGE = 256
+_PLAIN_AXES = {2: "yx", 3: "yxc"}
+
+
+Level = zarr.Array[Any] | npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An opened image.
+
+    levels: arrays, finest first, all with `axes`, a string such as "tczyx".
+    """
+
+    levels: tuple[Level, ...]
+    axes: str
+    mpp_xy: tuple[float, float] | None
+    properties: Mapping[str, str]
+
+
+class ArraySlide(Slide):
+    """A slide whose levels are Zarr arrays, whatever they are stored in; uint8, RGB or gray."""
+
+    @abstractmethod
+    def _open_handle(self) -> Opened: ...
+
+    def _facts(self) -> Facts:
+        opened: Opened = self._get_handle()
+        rows, columns = opened.axes.index("y"), opened.axes.index("x")
+        return Facts(
+            level_dimensions=tuple((int(level.shape[columns]), int(level.shape[rows])) for level in opened.levels),
+            tiles=tuple(_tile(level, rows, columns) for level in opened.levels),
+            mpp_xy=opened.mpp_xy,
+            properties=opened.properties,
+        )
+
+    def _read_region(self, level: int, box: Box) -> RGB:
+        opened: Opened = self._get_handle()
+        spans = {"y": slice(box.y0, box.y1), "x": slice(box.x0, box.x1), "c": slice(None)}
+        key = tuple(spans.get(axis, 0) for axis in opened.axes)
+        try:
+            pixels = np.asarray(opened.levels[level][key])
+        except Exception as error:
+            raise SlideReadError(self.path, f"level {level} cannot be read in {box} ({error})") from error
+        return _as_rgb(pixels, "".join(axis for axis in opened.axes if axis in "yxc"))
+
+
+class ZarrSlide(ArraySlide):
+    """A Zarr array (Y, X, C), (C, Y, X) or (Y, X), or an OME-Zarr image up to 0.5; in a folder or behind a URL."""
+
+    def _open_handle(self) -> Opened:
+        with self._translated():
+            node = zarr.open(_store(self._location), mode="r")
+            opened = _open_array(node) if isinstance(node, zarr.Array) else _open_image(self.path, node)
+        check_pixels(self.path, opened)
+        return opened
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SlideOpenError:
+            raise
+        except FileNotFoundError as error:
+            fact = "holds no Zarr array or group; expected a zarr.json, .zgroup or .zarray in it, check the path"
+            raise SlideOpenError(self.path, fact) from error
+        except Exception as error:
+            # Stores raise whatever their transport raises: sockets, HTTP, credentials, JSON.
+            fact = f"cannot be opened as Zarr ({type(error).__name__}: {error})"
+            raise SlideOpenError(self.path, f"{fact}; check the path, and that the copy is whole") from error
+
+    def _digest(self) -> str:
+        opened: Opened = self._get_handle()
+        described = [repr((level.shape, str(level.dtype))).encode() for level in opened.levels]
+        metadata = repr((opened.axes, opened.mpp_xy)).encode()
+        samples = (self.read_level(*where).tobytes() for where in self._sample_boxes())
+        return digest_of([metadata, *described, *samples])
+
+    def _sample_boxes(self) -> Iterator[tuple[int, Box]]:
+        """Yield (level, box) of squares along the diagonals of level 0 and at the start of the coarsest level."""
+        width, height = self.dimensions_l0
+        for i in range(_SAMPLES):
+            x0 = max(0, width - _SAMPLE_EDGE) * i // (_SAMPLES - 1)
+            for y0 in {max(0, height - _SAMPLE_EDGE) * part // (_SAMPLES - 1): None for part in (i, _SAMPLES - 1 - i)}:
+                yield 0, Box(x0, y0, min(x0 + _SAMPLE_EDGE, width), min(y0 + _SAMPLE_EDGE, height))
+        last = len(self.level_dimensions) - 1
+        width, height = self.level_dimensions[last]
+        yield last, Box(0, 0, min(width, 2 * _SAMPLE_EDGE), min(height, 2 * _SAMPLE_EDGE))
+
+
+def _store(location: str) -> FsspecStore | LocalStore:
+    if "://" in location:
+        return FsspecStore.from_url(location, read_only=True)
+    return LocalStore(location, read_only=True)
+
+
+def _open_array(array: zarr.Array[Any]) -> Opened:
+    """Return a plain array; a first axis of 3 or fewer before two longer ones is the channel."""
+    axes = _PLAIN_AXES.get(array.ndim, "?" * array.ndim)
+    if array.ndim == 3 and array.shape[2] not in (1, 3) and array.shape[0] in (1, 3):
+        axes = "cyx"
+    return Opened((array,), axes, None, {"zarr.axes": axes})
+
+
+def _open_image(path: str, group: zarr.Group) -> Opened:
+    content = ngff.content(dict(group.attrs))
+    if "multiscales" not in content and "bioformats2raw.layout" in content and "0" in group:
+        group = _subgroup(group, "0")
+        content = ngff.content(dict(group.attrs))
+    if "multiscales" not in content:
+        raise SlideOpenError(path, "is a Zarr group without OME-Zarr multiscales; give the path of the image inside it")
+    image = content["multiscales"][0]
+    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes", _axes_of(group, image))]
+    levels = tuple(_subarray(group, dataset["path"]) for dataset in image["datasets"])
+    names = "".join(axis["name"] for axis in axes)
+    properties = {"zarr.axes": names, "ome-zarr.version": str(content.get("version", image.get("version", "")))}
+    return Opened(levels, names, _mpp_xy(image, axes), properties)
+
+
+def _subgroup(group: zarr.Group, path: str) -> zarr.Group:
+    node = group[path]
+    if not isinstance(node, zarr.Group):
+        raise TypeError(f"{path} is not a group")
+    return node
+
+
+def _subarray(group: zarr.Group, path: str) -> zarr.Array[Any]:
+    node = group[path]
+    if not isinstance(node, zarr.Array):
+        raise TypeError(f"{path} is not an array")
+    return node
+
+
+def _axes_of(group: zarr.Group, image: Mapping[str, Any]) -> str:
+    """Return the axes of an image older than 0.3, which always has the last of t, c, z, y, x."""
+    return "tczyx"[-_subarray(group, image["datasets"][0]["path"]).ndim :]
+
+
+def _mpp_xy(image: Mapping[str, Any], axes: Sequence[Mapping[str, str]]) -> tuple[float, float] | None:
+    """Return (x, y) micrometres per pixel, or None where the axes have no unit of length."""
+    steps = [1.0] * len(axes)
+    for transformation in [*image["datasets"][0].get("coordinateTransformations", ()), *_common(image)]:
+        if transformation.get("type") == "scale":
+            steps = [step * factor for step, factor in zip(steps, transformation["scale"], strict=True)]
+    sizes = {
+        axis["name"]: step * _MICROMETRES[axis["unit"]]
+        for axis, step in zip(axes, steps, strict=True)
+        if axis.get("unit") in _MICROMETRES
+    }
+    return (sizes["x"], sizes["y"]) if "x" in sizes and "y" in sizes else None
+
+
+def _common(image: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    found: Sequence[Mapping[str, Any]] = image.get("coordinateTransformations") or ()
+    return found
+
+
+def check_pixels(path: str, opened: Opened) -> None:
+    """Raise SlideOpenError unless the image is uint8, RGB or gray, of one plane."""
+    array, axes = opened.levels[0], opened.axes
+    sizes = dict(zip(axes, array.shape, strict=False))
+    fact = f"holds an array of shape {tuple(array.shape)}, {array.dtype}"
+    if len(axes) != array.ndim or not {"y", "x"} <= set(axes) <= set("tczyx"):
+        raise SlideOpenError(path, f"{fact}, axes {axes!r}; expected (Y, X, C), (C, Y, X) or axes out of t, c, z, y, x")
+    if array.dtype != np.uint8:
+        raise SlideOpenError(path, f"{fact}; expected uint8: scale it to 8 bits first")
+    if sizes.get("c", 1) not in (1, 3):
+        raise SlideOpenError(path, f"{fact}, {sizes['c']} channels; expected 3 (RGB) or 1 (gray): extract them first")
+    if sizes.get("t", 1) != 1 or sizes.get("z", 1) != 1:
+        raise SlideOpenError(path, f"{fact}; expected one plane: extract one z and t first")
+
+
+def _tile(array: Level, rows: int, columns: int) -> tuple[int, int]:
+    """Return the (width, height) of an array's chunks; 256 for one in memory."""
+    return (256, 256) if isinstance(array, np.ndarray) else (int(array.chunks[columns]), int(array.chunks[rows]))
+
+
+def _as_rgb(pixels: RGB, axes: str) -> RGB:
+    """Return (Y, X, 3) of an array with `axes`, a permutation of y, x and perhaps c."""
+    if "c" not in axes:
+        pixels, axes = pixels[..., None], axes + "c"
+    ordered = np.transpose(pixels, [axes.index(axis) for axis in "yxc"])
+    return np.ascontiguousarray(np.broadcast_to(ordered, (*ordered.shape[:2], 3)))
