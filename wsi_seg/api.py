@@ -111,10 +111,12 @@ def run(
     run_settings(settings, "cpu", "fp32")  # what is wrong is said before anything starts
     folder = Path(out).absolute()
     check_out(folder)
+    told = progress or Silent()
+    told.starting(f"{'starting Ray and ' if executor == 'ray' else ''}loading {bundle.spec.name}")
     workers = _start(executor, WorkerOptions(str(bundle.folder.absolute()), folder, device, batch_size), address)
     try:
         chosen = run_settings(settings, workers.info.device, workers.info.precision)
-        return Driver(sources, bundle, chosen, folder, workers, progress or Silent(), overwrite=overwrite).run()
+        return Driver(sources, bundle, chosen, folder, workers, told, overwrite=overwrite).run()
     finally:
         workers.close()
 

@@ -89,8 +89,8 @@ def _check_weights(bundle: Bundle) -> None:
     path = bundle.weights_path
     if path.parent != bundle.folder or path.suffix != ".safetensors":
         raise ModelError(
-            f"{bundle.folder / SPEC_FILE}: weights.file is {bundle.spec.weights.file!r}; only a .safetensors file beside "
-            "model.yaml is loaded, since other formats can run code"
+            f"{bundle.folder / SPEC_FILE}: weights.file is {bundle.spec.weights.file!r}; only a .safetensors file "
+            "beside model.yaml is loaded, since other formats can run code"
         )
     if not path.is_file():
         raise ModelError(f"{path}: the weights are missing; copy them beside {SPEC_FILE}")

@@ -5,8 +5,8 @@ Unknown keys are errors with a suggestion; nothing is filled in silently that ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -50,6 +50,9 @@ class Separation(Strict):
     seed_distance: float = Field(0.4, gt=0, lt=1)
     min_area_um2: float = Field(1.9, ge=0)
     halo_um: float = Field(48.0, ge=32)
+
+    def halo_px(self, mpp: float) -> int:
+        return round(self.halo_um / mpp)
 
 
 class Weights(Strict):
@@ -101,6 +104,11 @@ class ModelSpec(Strict):
             )
         if self.step_px < 32:
             raise ValueError(f"tile_px - 2 * margin_px must be at least 32; got {self.step_px}")
+        if not 24 <= self.halo_px <= LABEL_CHUNK_PX:
+            raise ValueError(
+                f"separation.halo_um must be 24 to {LABEL_CHUNK_PX} pixels of the model's mpp; "
+                f"got {self.separation.halo_um:g} um at {self.mpp:g} um/px, {self.halo_px} px"
+            )
         return self
 
     @property
@@ -110,7 +118,7 @@ class ModelSpec(Strict):
 
     @property
     def halo_px(self) -> int:
-        return round(self.separation.halo_um / self.mpp)
+        return self.separation.halo_px(self.mpp)
 
 
 T = TypeVar("T", bound=BaseModel)
@@ -142,7 +150,7 @@ class RunSettings(Strict):
 
 
 def check(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build `kind` from `values`; a mistake becomes one UsageError that names the key and, for a typo, the right one."""
+    """Build `kind` from `values`; mistakes become one UsageError that names the keys and, for a typo, the right one."""
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -152,6 +160,16 @@ def check(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{suggest(key, kind.model_fields)}"
+        return f"unknown key {key!r}{suggest(str(error['loc'][-1]), _model_at(kind, error['loc'][:-1]).model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
+
+
+def _model_at(kind: type[BaseModel], keys: Iterable[str | int]) -> type[BaseModel]:
+    """Return the model that the value under `keys` is checked against."""
+    for key in keys:
+        if isinstance(key, str):
+            annotation = kind.model_fields[key].annotation
+            choices = (annotation, *get_args(annotation))
+            kind = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+    return kind

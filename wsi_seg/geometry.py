@@ -61,6 +61,8 @@ class Box:
 
     def cells(self, size: int) -> Iterator[tuple[int, int]]:
         """Yield (row, column) of every cell of a grid of squares, anchored at (0, 0), that this box touches."""
+        if self.empty:
+            return
         for row in range(self.y0 // size, -(-self.y1 // size)):
             for column in range(self.x0 // size, -(-self.x1 // size)):
                 yield row, column

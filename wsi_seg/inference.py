@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -35,7 +35,7 @@ class TileKey(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TileMaps:
-    """What is kept of a tile, its margin cut off: maps (channels, step, step) uint8 and pixels (step, step, 3) uint8."""
+    """What is kept of a tile without its margin: maps (channels, step, step) uint8, pixels (step, step, 3) uint8."""
 
     maps: UInt8Array
     rgb: UInt8Array
@@ -149,40 +149,45 @@ class MapSource:
         return WindowMaps(maps[0], maps[1], rgb, computed)
 
     def _tiles_of(self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch) -> tuple[list[TileMaps], int]:
-        """Return the tiles, and how many were computed by this call; those that another thread computes are waited for."""
+        """Return the tiles, and how many this call computed; those that another thread computes are waited for."""
         with self._lock:
-            missing = [key for key in keys if key not in self._tiles]
-            for key in missing:
-                self._tiles[key] = Future()
+            mine = {key: Future[TileMaps]() for key in keys if key not in self._tiles}
+            self._tiles.update(mine)
             futures = [self._tiles[key] for key in keys]
             for key in keys:
                 self._tiles.move_to_end(key)
         try:
+            missing = list(mine)
             for first in range(0, len(missing), self.batch_size):
-                self._compute(missing[first : first + self.batch_size], plane, watch)
+                batch = missing[first : first + self.batch_size]
+                for key, tile in zip(batch, self._compute(batch, plane, watch), strict=True):
+                    mine[key].set_result(tile)
         except BaseException as error:
-            self._give_up(missing, error)
+            self._give_up(mine, error)
             raise
         with watch("wait"):
             tiles = [future.result() for future in futures]
         self._forget_old()
-        return tiles, len(missing)
+        return tiles, len(mine)
 
-    def _compute(self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch) -> None:
+    def _compute(self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch) -> list[TileMaps]:
         spec = self.network.spec
         with watch("read"):
             tiles_rgb = np.stack([read_tile(plane, key.row, key.column, spec) for key in keys])
         inner = slice(spec.margin_px, spec.tile_px - spec.margin_px)
         maps = self.network(tiles_rgb, watch)[:, :, inner, inner]
-        for key, tile_maps, rgb in zip(keys, maps, tiles_rgb[:, inner, inner], strict=True):
-            self._tiles[key].set_result(TileMaps(tile_maps.copy(), rgb.copy()))
+        return [TileMaps(m.copy(), rgb.copy()) for m, rgb in zip(maps, tiles_rgb[:, inner, inner], strict=True)]
 
-    def _give_up(self, keys: Sequence[TileKey], error: BaseException) -> None:
-        """Let those who wait for these tiles fail too, and the next who asks try anew."""
+    def _give_up(self, mine: Mapping[TileKey, Future[TileMaps]], error: BaseException) -> None:
+        """Let those who wait for these tiles fail too, and the next who asks try anew.
+
+        Only tiles that are not done: the others may be forgotten by now, or asked for again by another thread.
+        """
         with self._lock:
-            for key in keys:
-                if not self._tiles[key].done():
-                    self._tiles.pop(key).set_exception(error)
+            for key, future in mine.items():
+                if not future.done():
+                    del self._tiles[key]
+                    future.set_exception(error)
 
     def _forget_old(self) -> None:
         with self._lock:

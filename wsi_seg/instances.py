@@ -6,7 +6,8 @@ connected components of distance above a threshold.
 Blocks are separated one by one, each in a window of its core and a halo, and must agree about every nucleus they both
 see. So each decision about a pixel depends on a bounded neighbourhood only (all sizes in model pixels, halo = H):
 
-- smoothing reaches 2 pixels, a step of the climb at most `JUMP`;
+- smoothing reaches 2 pixels, a step of the climb at most `JUMP`, and from above the seeds' threshold only 1: what
+  climbs there stays in its component, so that a window that cuts a wide one still sees it as wide;
 - a climb longer than P = H / 4 ends in nothing;
 - a seed wider than L = H - 2 P - 8 is split: by a higher threshold, at last by a fixed grid.
 
@@ -42,7 +43,7 @@ def separate(
     probability, distance: (H, W) uint8, 255 is 1.0; they cover `window_mp`.
     mpp: micrometres per pixel of the maps.
     """
-    halo = round(rules.halo_um / mpp)
+    halo = rules.halo_px(mpp)
     climb_limit = halo // 4
     seed_limit = halo - 2 * climb_limit - 8
     # a pixel of 8 bits is above p where p < value / 255
@@ -53,7 +54,7 @@ def separate(
         np.int64,
     )
     labels, anchors = _find_seeds(height, foreground, thresholds, seed_limit, window_mp.x0, window_mp.y0)
-    _climb(height, foreground, labels, climb_limit)
+    _climb(height, foreground, labels, thresholds[0], climb_limit)
     min_area = max(1, round(rules.min_area_um2 / mpp**2))
     labels, anchors, boxes, area = _keep_connected(labels, anchors, min_area)
     rings, offsets = trace_and_fill(labels, boxes, area)
@@ -167,7 +168,7 @@ def _flood(height, foreground, labels, stack, start, threshold, undecided, cell,
 
 
 @numba.njit(nogil=True, cache=True)
-def _climb(height, foreground, labels, limit):
+def _climb(height, foreground, labels, threshold, limit):
     """Give each foreground pixel the label of the seed it climbs to, in place; NOTHING where it reaches none."""
     rows, columns = labels.shape
     length = np.zeros((rows, columns), np.uint8)  # of the way to the seed
@@ -184,7 +185,7 @@ def _climb(height, foreground, labels, limit):
             y, x = here // columns, here % columns
             path[count] = here
             higher, far = _higher_neighbour(height, foreground, y, x, 1)
-            if higher < 0:
+            if higher < 0 and height[y, x] <= threshold:
                 higher, far = _higher_neighbour(height, foreground, y, x, JUMP)
             step[count] = far
             count += 1

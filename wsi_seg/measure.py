@@ -14,14 +14,10 @@ import shapely
 from wsi_seg.config import Measurements
 from wsi_seg.outlines import Rings, corners, polygons, simplify
 from wsi_seg.records import MEASURES, Frame, Instances, UInt8Array, nuclei_schema
+from wsi_seg.stain import STAINS
 
 OD_ONE = 1 << 16  # an optical density of 1.0 in the integer sums
-# Unmixing of optical density into haematoxylin, eosin and the rest (Ruifrok and Johnston, Anal Quant Cytol Histol 2001),
-# with the stain vectors that QuPath takes for H&E by default.
-_HEMATOXYLIN = np.array([0.651, 0.701, 0.290])
-_EOSIN = np.array([0.216, 0.801, 0.558])
-_STAINS = np.stack([v / np.linalg.norm(v) for v in (_HEMATOXYLIN, _EOSIN, np.cross(_HEMATOXYLIN, _EOSIN))])
-_UNMIX = np.linalg.inv(_STAINS)[:, :2]  # (rgb, stain)
+_UNMIX = np.linalg.inv(STAINS)[:, :2]  # (rgb, stain)
 # (2 stains, 3 channels, 256 values): what a channel's value adds to the stain's density
 _DENSITY = np.round(
     OD_ONE * _UNMIX.T[:, :, None] * -np.log10(np.maximum(np.arange(256), 1) / 255.0)[None, None, :]
@@ -118,7 +114,7 @@ def _polygons_l0(
     """Scale outlines to tenths of level-0 pixels; one that became invalid by it goes back to its pixels' corners.
 
     Rounding keeps the order of the grid's lines, so the outline along the pixels' corners is valid at any scale that
-    keeps the lines apart.
+    keeps the lines apart, 0.1 and more. Below that it is the convex hull.
     """
     tenths = _tenths_l0(outline, frame)
     valid = shapely.is_valid(polygons(tenths, outline_offsets))
@@ -127,10 +123,21 @@ def _polygons_l0(
     lists = [
         tenths[outline_offsets[k] : outline_offsets[k + 1]]
         if valid[k]
-        else _tenths_l0(corners(rings[offsets[k] : offsets[k + 1]]), frame)
+        else _safe_ring(_tenths_l0(corners(rings[offsets[k] : offsets[k + 1]]), frame))
         for k in range(len(valid))
     ]
     return pa.array([ring.ravel() for ring in lists], pa.list_(pa.int32()))
+
+
+def _safe_ring(ring: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return the ring if it is valid, else its convex hull, and where that has no area a square of one."""
+    if shapely.Polygon(ring).is_valid:
+        return ring
+    hull = shapely.convex_hull(shapely.multipoints(ring))
+    if hull.geom_type == "Polygon":
+        return np.asarray(shapely.get_coordinates(hull)[:-1], np.int32)
+    (x0, y0), (x1, y1) = ring.min(axis=0), np.maximum(ring.max(axis=0), ring.min(axis=0) + 1)
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], np.int32)
 
 
 def _tenths_l0(half_pixels_mp: npt.NDArray[np.int32], frame: Frame) -> npt.NDArray[np.int32]:

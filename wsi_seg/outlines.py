@@ -99,7 +99,7 @@ def _fill(labels, label, box, ring):
 def simplify(points: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], tolerance: float = TOLERANCE) -> Rings:
     """Leave out vertices of closed rings that lie within `tolerance` of the line (Douglas and Peucker, 1973).
 
-    points, offsets: as from `trace_and_fill`; the same form is returned. No ring is left with fewer than three vertices.
+    points, offsets: as from `trace_and_fill`; the same form is returned. No ring is left with fewer than 3 vertices.
     """
     keep = _simplify(points, offsets, tolerance * tolerance)
     counts = np.concatenate([[0], np.cumsum(keep)])[offsets]
@@ -109,10 +109,10 @@ def simplify(points: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], tole
 @numba.njit(nogil=True, cache=True)
 def _simplify(points, offsets, tolerance2):
     keep = np.zeros(len(points), np.bool_)
-    stack = np.empty((256, 2), np.int64)
+    stack = np.empty((len(points) + 1, 2), np.int64)
     for k in range(len(offsets) - 1):
         begin, end = offsets[k], offsets[k + 1]
-        # two vertices far from each other that surely stay: the one farthest from the first, and the one farthest from it
+        # two vertices far from each other that surely stay: the farthest from the first, and the farthest from that
         one = _farthest_point(points, begin, end, begin)
         other = _farthest_point(points, begin, end, one)
         low, high = min(one, other), max(one, other)
@@ -125,7 +125,7 @@ def _simplify(points, offsets, tolerance2):
                 depth -= 1
                 a, b = stack[depth, 0], stack[depth, 1]
                 farthest, distance2 = _farthest_from_line(points, begin, end, a, b)
-                if distance2 <= tolerance2 or depth + 2 > len(stack):
+                if distance2 <= tolerance2:
                     continue
                 keep[begin + (farthest - begin) % (end - begin)] = True
                 stack[depth, 0], stack[depth, 1] = a, farthest
@@ -148,7 +148,7 @@ def _farthest_point(points, begin, end, here):
 
 @numba.njit(nogil=True, cache=True)
 def _farthest_from_line(points, begin, end, a, b):
-    """Return the vertex between a and b (they run on past the ring's end) farthest from their segment, and how far, squared."""
+    """Return the vertex between a and b, which may pass the end, farthest from their segment, and how far, squared."""
     size = end - begin
     first, last = begin + (a - begin) % size, begin + (b - begin) % size
     ax, ay = points[first, 0], points[first, 1]

@@ -7,10 +7,10 @@ import os
 import resource
 import sys
 
-# What a forward pass on a CPU needs of the process. Idle OpenMP threads sleep: two processes that spin on the same cores
-# make each other several times slower. Malloc keeps large blocks for the next layer instead of giving them back: a
-# forward pass takes and frees hundreds of maps of tens of MB, and by default each is mapped anew, and faulting its pages
-# in takes as long as the arithmetic. One arena, since the others cannot hold large blocks.
+# What a forward pass on a CPU needs of the process. Idle OpenMP threads sleep: two processes that spin on the same
+# cores make each other several times slower. Malloc keeps large blocks for the next layer instead of giving them back:
+# a forward pass takes and frees hundreds of maps of tens of MB, and by default each is mapped anew, and faulting its
+# pages in takes as long as the arithmetic. One arena, since the others cannot hold large blocks.
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),

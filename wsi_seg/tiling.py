@@ -51,8 +51,8 @@ def make_blocks(
 def z_order(rows: npt.NDArray[np.integer], columns: npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
     """Return the place of each cell of a grid on a Z-shaped curve (Morton, 1966).
 
-    Cells of any aligned square of 2^k x 2^k follow each other, so an order by it can be written block by block, whatever
-    the block size.
+    Cells of any aligned square of 2^k x 2^k follow each other, so an order by it can be written block by block,
+    whatever the block size.
     """
     return _spread(columns) | (_spread(rows) << np.uint64(1))
 

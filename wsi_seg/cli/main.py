@@ -17,7 +17,9 @@ _COMMANDS = {
     "run": ("wsi_seg.cli.run:run", "Find the nuclei of slides."),
     "plan": ("wsi_seg.cli.plan:plan", "Show what a run would do, and every problem, before anything is run."),
     "convert": ("wsi_seg.cli.convert:convert", "Write a slide as multiscale OME-Zarr."),
+    "prepare": ("wsi_seg.cli.prepare:prepare", "Turn images and annotations into a dataset to train and evaluate on."),
     "models": ("wsi_seg.cli.models:models", "List the models."),
+    "train": ("wsi_seg.cli.train:train", "Train a model from a recipe."),
     "demo": ("wsi_seg.cli.demo:demo", "Build a small real slide and run on it."),
 }
 

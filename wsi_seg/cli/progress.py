@@ -11,87 +11,100 @@ from contextlib import contextmanager
 import click
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from wsi_seg.records import Commit, SlidePlan, SlideResult
 
 _LINE_EVERY_S = 10.0
 
 
-def _mpx(plan: SlidePlan) -> float:
-    return sum(block.core_mp.width * block.core_mp.height for block in plan.blocks) / 1e6
-
-
 def _outcome(result: SlideResult) -> str:
     if result.status == "failed":
         return f"{result.name}: FAILED: {result.reason}"
+    if not result.nuclei:
+        return f"{result.name}: no nuclei; {' | '.join(result.warnings)}"
     return f"{result.name}: {result.nuclei:,} nuclei in {result.tissue_mm2:.2f} mm² tissue, {result.seconds:.1f} s"
+
+
+class _Pace:
+    """How fast a slide goes: blocks done in this run over the time since it was planned."""
+
+    def __init__(self, plan: SlidePlan, resumed: int) -> None:
+        self._begin = time.monotonic()
+        self._total, self._resumed, self.done = len(plan.blocks), resumed, resumed
+        self._mpx_per_block = sum(b.core_mp.width * b.core_mp.height for b in plan.blocks) / 1e6 / max(1, self._total)
+
+    def __str__(self) -> str:
+        elapsed = max(time.monotonic() - self._begin, 1e-3)
+        blocks_per_s = (self.done - self._resumed) / elapsed
+        minutes, seconds = divmod(round((self._total - self.done) / max(blocks_per_s, 1e-6)), 60)
+        return f"{blocks_per_s * self._mpx_per_block:.2f} Mpx/s, {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
 
 
 class PlainProgress:
     """One line when a slide is planned and done, and every few seconds between."""
 
     def __init__(self) -> None:
-        self._done: dict[str, int] = {}
-        self._begin: dict[str, float] = {}
+        self._paces: dict[str, _Pace] = {}
         self._last = 0.0
+        self._slides = self._ended = 0
+
+    def starting(self, what: str) -> None:
+        click.echo(f"{what} ...", err=True)
+
+    def begin(self, slides: int) -> None:
+        self._slides = slides
 
     def planned(self, plan: SlidePlan, resumed: int) -> None:
         for warning in plan.warnings:
             click.echo(f"warning: {warning}", err=True)
         continued = f", {resumed} done before" if resumed else ""
         click.echo(f"{plan.name}: {plan.tissue_mm2:.2f} mm² tissue, {len(plan.blocks)} blocks{continued}", err=True)
-        self._done[plan.name] = resumed
-        self._begin[plan.name] = self._last = time.monotonic()
+        self._paces[plan.name] = _Pace(plan, resumed)
+        self._last = time.monotonic()
 
     def advanced(self, plan: SlidePlan, commit: Commit) -> None:
-        self._done[plan.name] += 1
-        now = time.monotonic()
-        if now - self._last >= _LINE_EVERY_S:
-            self._last = now
-            done, total = self._done[plan.name], len(plan.blocks)
-            left = (now - self._begin[plan.name]) / done * (total - done)
-            click.echo(f"{plan.name}: block {done} of {total}, about {left:.0f} s left", err=True)
+        pace = self._paces[plan.name]
+        pace.done += 1
+        if time.monotonic() - self._last >= _LINE_EVERY_S:
+            self._last = time.monotonic()
+            click.echo(f"{plan.name}: block {pace.done} of {len(plan.blocks)}, {pace}", err=True)
 
     def ended(self, result: SlideResult) -> None:
-        click.echo(_outcome(result), err=True)
+        self._ended += 1
+        click.echo(f"[{self._ended}/{self._slides}] {_outcome(result)}", err=True)
 
 
 class BarProgress:
-    """A bar per slide in work, with megapixels per second and the time left."""
+    """A bar over the slides, and one per slide in work with its rate and the time left."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[str, tuple[TaskID, _Pace]] = {}
+
+    def starting(self, what: str) -> None:
+        self._bars.console.print(f"{what} ...", highlight=False, markup=False)
+
+    def begin(self, slides: int) -> None:
+        self._all = self._bars.add_task("slides", total=slides, pace="")
 
     def planned(self, plan: SlidePlan, resumed: int) -> None:
         for warning in plan.warnings:
-            self._bars.console.print(f"[yellow]warning:[/] {warning}", highlight=False)
-        per_block = _mpx(plan) / max(1, len(plan.blocks))
-        self._tasks[plan.name] = self._bars.add_task(
-            plan.name, total=len(plan.blocks), completed=resumed, per_block=per_block, rate=""
-        )
+            self._bars.console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        task = self._bars.add_task(f"  {plan.name}", total=len(plan.blocks), completed=resumed, pace="")
+        self._tasks[plan.name] = task, _Pace(plan, resumed)
 
     def advanced(self, plan: SlidePlan, commit: Commit) -> None:
-        task = self._tasks[plan.name]
-        self._bars.advance(task)
-        state = next(t for t in self._bars.tasks if t.id == task)
-        if state.speed:
-            self._bars.update(task, rate=f"{state.speed * state.fields['per_block']:.2f} Mpx/s")
+        task, pace = self._tasks[plan.name]
+        pace.done += 1
+        self._bars.update(task, advance=1, pace=str(pace))
 
     def ended(self, result: SlideResult) -> None:
-        colour = "red" if result.status == "failed" else "green"
-        self._bars.console.print(f"[{colour}]{_outcome(result)}[/]", highlight=False)
+        style = "red" if result.status == "failed" else "green"
+        self._bars.console.print(_outcome(result), style=style, highlight=False, markup=False)
+        self._bars.advance(self._all)
         if result.name in self._tasks:
-            self._bars.remove_task(self._tasks.pop(result.name))
+            self._bars.remove_task(self._tasks.pop(result.name)[0])
 
 
 @contextmanager
@@ -104,13 +117,11 @@ def shown_progress(verbose: bool) -> Iterator[PlainProgress | BarProgress]:
     console = Console(stderr=True)
     logging.getLogger("wsi_seg").addHandler(RichHandler(console=console, show_time=False, show_path=False))
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("blocks {task.fields[rate]}"),
+        TextColumn("{task.fields[pace]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bars:
         yield BarProgress(bars)

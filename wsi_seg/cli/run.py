@@ -34,10 +34,8 @@ def run(slides: tuple[str, ...], verbose: bool, **options: Any) -> None:  # noqa
 
     Exit code: 0 all slides done, 1 some failed, 2 wrong usage.
     """
-    from wsi_seg.cli.progress import shown_progress
-
-    click.echo(f"wsi-seg: loading {options['model']} ({options['executor']}) ...", err=True)
     from wsi_seg.api import run as run_slides
+    from wsi_seg.cli.progress import shown_progress
 
     with shown_progress(verbose) as progress:
         results = run_slides(list(slides), progress=progress, **options)

@@ -9,6 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,12 @@ _LEAST_ROWS_PER_LANE = 4  # fewer, and neighbouring workers would compute too ma
 class Progress(Protocol):
     """Is told how a run goes."""
 
+    def starting(self, what: str) -> None:
+        """Something that takes seconds begins."""
+
+    def begin(self, slides: int) -> None:
+        """So many slides are about to be done."""
+
     def planned(self, plan: SlidePlan, resumed: int) -> None:
         """A slide's work is known; `resumed` of its blocks were done before."""
 
@@ -43,6 +50,10 @@ class Progress(Protocol):
 
 class Silent:
     """Tells nobody."""
+
+    def starting(self, what: str) -> None: ...
+
+    def begin(self, slides: int) -> None: ...
 
     def planned(self, plan: SlidePlan, resumed: int) -> None: ...
 
@@ -96,6 +107,7 @@ class Driver:
 
     def run(self) -> list[SlideResult]:
         """Do all slides; return their results in the order they were given."""
+        self._progress.begin(len(self._order))
         self._skip_done()
         running = 0
         while self._waiting or self._open or running:
@@ -108,7 +120,9 @@ class Driver:
             for job, outcome in self._executor.wait():
                 running -= 1
                 self._take(job, outcome)
+                self._write_summary()
         self._write_summary()
+        _remove_if_empty(self._out / WORK)
         return [self.results[name] for name in self._order]
 
     # What to do next.
@@ -225,7 +239,6 @@ class Driver:
             lane.clear()
         self.results[slide.source.name] = result
         self._progress.ended(result)
-        self._write_summary()
 
     # The record.
 
@@ -271,9 +284,8 @@ class Driver:
             write_atomically(self._out / SUMMARY_FILE, text.getvalue().encode())
         except OSError as error:
             if len(results) == len(self._order):
-                raise OutputError(
-                    f"{self._out / SUMMARY_FILE}: cannot be written ({error.strerror}); make room and run again"
-                ) from None
+                fact = f"{self._out / SUMMARY_FILE}: cannot be written ({error.strerror}); make room and run again"
+                raise OutputError(fact) from None
 
 
 def check_out(out: Path) -> None:
@@ -283,10 +295,16 @@ def check_out(out: Path) -> None:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"wsi_seg" * 1000)
         probe.unlink()
+        _remove_if_empty(probe.parent)
     except OSError as error:
         raise OutputError(
             f"--out {out}: cannot be written to ({error.strerror}); choose a folder you may write to, with room"
         ) from None
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _split(blocks: Sequence[Block], workers: int) -> list[deque[Block]]:
@@ -307,8 +325,8 @@ def _refuse_differences(ledger: Ledger, kept: Mapping[str, Any], wanted: Mapping
     ]
     if differences:
         raise ResumeError(
-            f"{ledger.final}: was begun with other settings ({'; '.join(differences)}); use the same, choose another --out, "
-            "or --overwrite to start anew"
+            f"{ledger.final}: was begun with other settings ({'; '.join(differences)}); use the same, "
+            "choose another --out, or --overwrite to start anew"
         )
 
 

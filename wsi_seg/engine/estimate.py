@@ -16,10 +16,11 @@ from wsi_seg.records import SlidePlan
 from wsi_seg.slides.inputs import SlideSource
 from wsi_seg.stopwatch import Stopwatch
 
-# measured on the demo slide (about 4,000 nuclei per mm2, basic measurements); while a slide is in work its blocks add as
-# much again
-_MB_PER_MM2 = 1.7
-_BESIDES_NETWORK = 1.25  # whole run over bare forward, measured on 2 cores
+# measured on the demo slide (5,600 nuclei per mm2, basic measurements)
+_MB_PER_MM2 = 4.5
+_MB_PER_SLIDE = 2.2  # the picture
+_WHILE_IN_WORK = 2  # blocks and outputs stand beside each other until the slide is done
+_BESIDES_NETWORK = 1.25  # whole run over bare forward, on 2 cores
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def plan_each(
 def estimate(plan: SlidePlan, tiles_per_s: float | None) -> Estimate:
     """Estimate one slide from its tissue and the network's speed."""
     seconds = None if tiles_per_s is None else plan.tile_count / tiles_per_s * _BESIDES_NETWORK
-    return Estimate(seconds, 2 * _MB_PER_MM2 * plan.tissue_mm2 + 0.1)
+    return Estimate(seconds, _WHILE_IN_WORK * _MB_PER_MM2 * plan.tissue_mm2 + _MB_PER_SLIDE)
 
 
 def time_network(bundle: Bundle, device: Device) -> float:

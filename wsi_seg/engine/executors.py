@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Protocol
@@ -88,13 +89,13 @@ class RayExecutor:
             infos = ray.get([actor.describe.remote() for actor in self._actors])
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
-            raise (
-                cause if isinstance(cause, UsageError) else UsageError(f"The workers do not start: {_one_line(error)}")
-            ) from None
+            if isinstance(cause, UsageError):
+                raise cause from None
+            raise UsageError(f"The workers do not start: {_one_line(error)}") from None
         kinds = {(info.device, info.precision) for info in infos}
         if len(kinds) > 1:
             raise UsageError(
-                f"The cluster's workers compute differently ({sorted(kinds)}), so results would depend on who did what; "
+                f"The cluster's workers compute differently ({sorted(kinds)}): results would depend on who did what; "
                 "choose one kind with --device cpu or --device cuda"
             )
         return infos[0]  # type: ignore[no-any-return]
@@ -156,12 +157,20 @@ def _start_ray(address: str | None) -> None:
         )
         return
     try:
+        _check_reachable(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"--address {address}: no Ray cluster answers ({_one_line(error)}); start one with `ray start --head`, "
             "or leave --address out to run on this machine"
         ) from None
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError within seconds where nobody listens; Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").partition(":")
+    if port:
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _start_actors(options: WorkerOptions) -> list[Any]:

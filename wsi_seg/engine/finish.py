@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +50,9 @@ def finish_slide(plan: SlidePlan, info: RunInfo, out: Path, peak_memory_mb: floa
     ledger = Ledger(out, plan.name)
     commits = ledger.commits()
     numbering = Numbering(plan, ledger, commits)
+    if plan.blocks and not numbering.total:
+        doubt = f"no nuclei were found in {plan.tissue_mm2:.2f} mm2 of tissue; check the stain, and that the slide has "
+        plan = replace(plan, warnings=(*plan.warnings, f"{plan.path}: {doubt}{plan.mpp_l0:.4g} um/px"))
     gallery = Gallery(plan)
     with ledger.finishing() as folder:
         with watch("features"):
@@ -75,7 +78,7 @@ def finish_slide(plan: SlidePlan, info: RunInfo, out: Path, peak_memory_mb: floa
 
 
 class Numbering:
-    """Final labels 1..N: along a Z-shaped curve over cells of LABEL_CHUNK_PX, in a cell by row and column of the anchor.
+    """Final labels 1..N: along a Z-shaped curve over cells of LABEL_CHUNK_PX, in a cell by the anchor's row and column.
 
     The order does not depend on the block size, and can be made block by block.
     """

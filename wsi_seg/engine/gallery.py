@@ -52,7 +52,8 @@ class Gallery:
             samples = [_sample(plan, plane, region_mp, tables, per_th) for region_mp in self._places_mp()]
         total = int(self._counts.sum())
         density = total / plan.tissue_mm2 if plan.tissue_mm2 else 0.0
-        frame, warnings = plan.frame, [f"Warning: {text}" for text in plan.warnings]
+        found = f"{total:,} nuclei · {plan.tissue_mm2:.2f} mm² tissue · {density:,.0f} per mm²"
+        slide_size = f"{plan.dimensions_l0[0]} x {plan.dimensions_l0[1]} px at {plan.mpp_l0:.4g} µm/px"
         draw_overview(
             path,
             thumbnail_rgb=thumbnail_rgb,
@@ -61,9 +62,8 @@ class Gallery:
             samples=samples,
             title=plan.name,
             lines=[
-                f"{total:,} nuclei · {plan.tissue_mm2:.2f} mm² tissue · {density:,.0f} per mm² · {plan.model.name}"
-                f" at {frame.mpp:.4g} µm/px · slide {plan.dimensions_l0[0]} x {plan.dimensions_l0[1]} px at {plan.mpp_l0:.4g} µm/px",
-                *warnings,
+                f"{found} · {plan.model.name} at {plan.frame.mpp:.4g} µm/px · slide {slide_size}",
+                *(f"Warning: {text}" for text in plan.warnings),
             ],
             legend={c.name: c.color for c in plan.model.classes},
         )
@@ -102,7 +102,7 @@ def _sample(plan: SlidePlan, plane: Plane, region_mp: Box, tables: Tables, per_t
     rows, columns = region_mp.slices_in(Box(0, 0, 0, 0))
     outlines = [
         Outline(points, plan.model.classes[class_id].color)
-        for table in tables(region_mp.grown(plan.model.halo_px).clipped(plan.frame.plane_mp))
+        for table in tables(region_mp.grown(plan.model.separation.halo_px(plan.frame.mpp)).clipped(plan.frame.plane_mp))
         for points, class_id in _outlines_in(table, region_mp, plan.frame.scale_l0)
     ]
     box_th = tuple(side * per_th for side in (region_mp.x0, region_mp.y0, region_mp.x1, region_mp.y1))

@@ -70,11 +70,14 @@ class Ledger:
                     return dict(content[key] if key else content)
                 except (OSError, ValueError, KeyError, TypeError):
                     raise OutputError(
-                        f"{path}: is not a record of wsi_seg; remove {path.parent}, or choose another --out, or --overwrite"
+                        f"{path}: is not a record of wsi_seg; remove {path.parent}, or choose another --out"
                     ) from None
         if self.final.exists():
-            raise OutputError(f"{self.final}: exists but was not made by wsi_seg; choose another --out, or --overwrite")
+            raise self._foreign()
         return None
+
+    def _foreign(self) -> OutputError:
+        return OutputError(f"{self.final}: exists but was not made by wsi_seg; move it away, or choose another --out")
 
     @property
     def done(self) -> bool:
@@ -82,13 +85,15 @@ class Ledger:
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Make the working folder and record what determines the result."""
-        with storing(self.name):
+        with storing(self.name, self.work):
             self._blocks.mkdir(parents=True, exist_ok=True)
             write_atomically(self.work / _IDENTITY_FILE, json.dumps(identity, indent=1).encode())
 
     def discard(self) -> None:
-        """Remove everything of this slide, final outputs first so that none is ever half there."""
-        with storing(self.name):
+        """Remove all of this slide, final outputs first so that none is ever half there; but only what is ours."""
+        if self.final.exists() and not self.done:
+            raise self._foreign()
+        with storing(self.name, self.work):
             self.work.mkdir(parents=True, exist_ok=True)
             if self.final.exists():
                 self.final.rename(self.work / "discarded")
@@ -100,7 +105,7 @@ class Ledger:
 
     def commit(self, block: Block, data: BlockData) -> None:
         """Keep a finished block."""
-        with storing(self.name):
+        with storing(self.name, self.work):
             write_atomically(self._blocks / f"{block.name}{_SUFFIX}", _pack(data))
 
     def read(self, name: str) -> BlockData:
@@ -121,12 +126,15 @@ class Ledger:
     @contextmanager
     def finishing(self) -> Iterator[Path]:
         """Give a folder for the outputs; it gets its final name when the body is through."""
-        with storing(self.name):
+        with storing(self.name, self.work):
             shutil.rmtree(self.finished, ignore_errors=True)
-            self.finished.mkdir(parents=True)
-            yield self.finished
-            _sync_tree(self.finished)
-            self.finished.rename(self.final)
+            try:
+                self.finished.mkdir(parents=True)
+                yield self.finished
+                _sync_tree(self.finished)
+                self.finished.rename(self.final)
+            finally:  # on failure, leave the room to the blocks
+                shutil.rmtree(self.finished, ignore_errors=True)
             _sync(self.final.parent)
 
     def clean(self) -> None:
@@ -135,15 +143,15 @@ class Ledger:
 
 
 @contextmanager
-def storing(slide: str) -> Iterator[None]:
+def storing(slide: str, folder: Path) -> Iterator[None]:
     """Translate what the file system says when results cannot be written."""
     try:
         yield
     except OSError as error:
         raise StorageError(
             slide,
-            f"the results cannot be written ({error.strerror or error}: {error.filename or 'no file named'}); what is done "
-            "is kept: make room or restore the folder and run the same command again",
+            f"the results cannot be written under {folder} ({error.strerror or error}); what is done is kept: "
+            "make room or restore the folder and run the same command again",
         ) from error
 
 

@@ -36,6 +36,7 @@ def plan_opened(slide: Slide, source: SlideSource, model: ModelSpec, settings: R
     tissue = slide_tissue(slide, settings)
     if not tissue.any():
         log.warning("%s: no tissue was found; where that is wrong, --tissue all does the whole slide", source.path)
+    halo_px = model.separation.halo_px(plane.mpp)
     active = active_tiles(tissue, plane.box_mp, model.step_px, plane.mpp)
     (width_l0, height_l0), mpp_l0 = slide.dimensions_l0, slide.require_mpp()
     plan = SlidePlan(
@@ -48,7 +49,7 @@ def plan_opened(slide: Slide, source: SlideSource, model: ModelSpec, settings: R
         frame=_frame(slide, plane, settings),
         tissue_mm2=float(tissue.mean()) * width_l0 * height_l0 * mpp_l0**2 / 1e6,
         active_tiles=active,
-        blocks=make_blocks(plane.box_mp, settings.block_px, model.halo_px, active, model.step_px),
+        blocks=make_blocks(plane.box_mp, settings.block_px, halo_px, active, model.step_px),
         model=model,
         settings=settings,
     )

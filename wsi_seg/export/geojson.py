@@ -64,12 +64,14 @@ class GeoJsonWriter:
 
         nuclei: class_id, polygon_l0 and the measures' columns. uuids: (n, 36) uint8 ASCII.
         """
+        if not nuclei.num_rows:
+            return
         text = self._template.features(nuclei, uuids, self._measures, self._shift_tenths)
         if self._archive is not None:
             part = zipfile.ZipInfo(f"nuclei_{self._parts + 1:05d}.geojson")
             part.compress_type = zipfile.ZIP_DEFLATED
             self._archive.writestr(part, _BEGIN + text + _END)
-        elif self._file is not None and text:
+        elif self._file is not None:
             self._file.write(text if self._parts == 0 else b",\n" + text)
         self._parts += 1
 
@@ -86,7 +88,7 @@ class GeoJsonWriter:
 
 
 class _Template:
-    """The constant text of a feature, cut where values go: one opening a class, then one piece before each measurement."""
+    """The constant text of a feature, cut where values go: a piece for each class, then one before each measurement."""
 
     def __init__(self, classes: Sequence[ClassSpec], measures: Sequence[Measure]) -> None:
         middles = [

@@ -1,5 +1,5 @@
 """Networks: a registry of architectures over segmentation_models_pytorch, and loading of their weights."""
 
-from wsi_seg.nets.registry import ARCHITECTURES, build_network, load_network
+from wsi_seg.nets.registry import ARCHITECTURES, build_network, load_network, load_weights
 
-__all__ = ["ARCHITECTURES", "build_network", "load_network"]
+__all__ = ["ARCHITECTURES", "build_network", "load_network", "load_weights"]

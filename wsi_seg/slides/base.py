@@ -266,6 +266,10 @@ class Slide(ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock(), _handle=None)
 
+    def __del__(self) -> None:
+        if "_lock" in self.__dict__:
+            self.close()
+
     def __enter__(self) -> Self:
         return self
 

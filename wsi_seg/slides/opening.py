@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import BinaryIO, Literal
 from urllib.parse import unquote, urlsplit
 
 from wsi_seg.errors import SlideOpenError
@@ -20,6 +20,7 @@ SUPPORTED = (
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")
+_MOST_DIRECTORIES = 256
 _TIATOOLBOX_SUFFIXES = (".dcm", ".dicom", ".jp2", ".j2k", ".qptiff")
 
 
@@ -108,11 +109,28 @@ def _missing_part(path: str, head: bytes) -> str:
         return ""
     if len(head) < 16:
         return "its header is cut"
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        for directory in _directories(file, head):
+            if directory >= size:
+                return f"a directory should be at byte {directory}, but it has {size} bytes"
+    return ""
+
+
+def _directories(file: BinaryIO, head: bytes) -> Iterator[int]:
+    """Yield the offsets of a TIFF's chain of directories, which begins in its header and ends with 0."""
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     big = head[2:4] in (b"+\0", b"\0+")
-    directory = int.from_bytes(head[8:16] if big else head[4:8], order)
-    size = os.path.getsize(path)
-    return f"its directory should be at byte {directory}, but it has {size} bytes" if directory >= size else ""
+    offset_bytes, count_bytes, entry_bytes = (8, 8, 20) if big else (4, 2, 12)
+    offset = int.from_bytes(head[8:16] if big else head[4:8], order)
+    for _ in range(_MOST_DIRECTORIES):
+        if offset == 0:
+            return
+        yield offset
+        file.seek(offset)
+        entries = int.from_bytes(file.read(count_bytes), order)
+        file.seek(entry_bytes * entries, os.SEEK_CUR)
+        offset = int.from_bytes(file.read(offset_bytes), order)
 
 
 def _is_text(head: bytes) -> bool:

@@ -10,13 +10,15 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from wsi_seg.errors import SlideOpenError, SlideReadError
+from wsi_seg.errors import SlideError, SlideOpenError, SlideReadError
 from wsi_seg.geometry import Box
 from wsi_seg.slides.base import OR_CONVERT, RGB, Facts, Slide
 from wsi_seg.slides.fingerprint import digest_of, file_digest
+from wsi_seg.slides.tiff_reader import TiffPages
 
 CACHE_BYTES = 128 << 20
 CELL = 256
+_PLAIN_TIFF_VENDORS = ("aperio", "generic-tiff")
 
 
 @functools.cache
@@ -29,8 +31,13 @@ class OpenSlideSlide(Slide):
     """A slide read by OpenSlide.
 
     OpenSlide addresses coarser levels by level-0 pixels and interpolates where their downsample is not an integer,
-    so that a pixel depends on where the region starts. Such levels are read by cells of a fixed grid.
+    so that pixels are blurred and depend on where the region starts. Such levels are read from the TIFF itself where
+    the file is a plain one, else by cells of a fixed grid.
     """
+
+    _own_levels: tuple[int, ...] = ()
+    _own: TiffPages | None = None
+    _own_known = False
 
     def _open_handle(self) -> openslide.OpenSlide:
         try:
@@ -58,6 +65,9 @@ class OpenSlideSlide(Slide):
     def _read_region(self, level: int, box: Box) -> RGB:
         if self._downsamples_raw[level].is_integer():
             return self._read_direct(level, box)
+        own = self._own_pages()
+        if own is not None:
+            return own.read_level(self._own_levels.index(level), box)
         out = np.empty((*box.shape, 3), np.uint8)
         width, height = self.level_dimensions[level]
         for row, column in box.cells(CELL):
@@ -65,6 +75,34 @@ class OpenSlideSlide(Slide):
             part = cell.clipped(box)
             out[part.slices_in(box)] = self._read_direct(level, cell)[part.slices_in(cell)]
         return out
+
+    def _own_pages(self) -> TiffPages | None:
+        """Return the file's own pages of the levels OpenSlide would interpolate, if they have the same pixels."""
+        with self._lock:
+            if not self._own_known:
+                inexact = [level for level, raw in enumerate(self._downsamples_raw) if not raw.is_integer()]
+                self._own_levels, self._own = tuple(inexact), self._find_own(inexact)
+                self._own_known = True
+            return self._own
+
+    def _find_own(self, levels: list[int]) -> TiffPages | None:
+        if self.properties.get(openslide.PROPERTY_NAME_VENDOR) not in _PLAIN_TIFF_VENDORS:
+            return None
+        try:
+            own = TiffPages(self._location, [self.level_dimensions[level] for level in levels])
+            for index, level in enumerate(levels):
+                width, height = self.level_dimensions[level]
+                corner = Box(0, 0, min(64, width), min(64, height))  # where OpenSlide does not interpolate
+                if not np.array_equal(own.read_level(index, corner), self._read_direct(level, corner)):
+                    return None
+        except SlideError:
+            return None
+        return own
+
+    def close(self) -> None:
+        if self._own is not None:
+            self._own.close()
+        super().close()
 
     def _read_direct(self, level: int, box: Box) -> RGB:
         handle = self._get_handle()
@@ -78,7 +116,8 @@ class OpenSlideSlide(Slide):
         try:
             return self._pixels(own, level, box)
         except openslide.OpenSlideError as error:
-            raise SlideReadError(self.path, f"level {level} cannot be read in {box} ({error})") from error
+            fact = f"level {level} cannot be read in {box} ({error}); check that the copy is whole"
+            raise SlideReadError(self.path, fact) from error
         finally:
             own.close()
 

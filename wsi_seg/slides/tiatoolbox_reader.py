@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -57,11 +58,19 @@ class TiatoolboxSlide(Slide):
                 )
             )
         except Exception as error:
-            raise SlideReadError(self.path, f"level {level} cannot be read in {box} ({error})") from error
+            fact = f"level {level} cannot be read in {box} ({error}); check that the copy is whole"
+            raise SlideReadError(self.path, fact) from error
         if pixels.shape != (*box.shape, 3) or pixels.dtype != np.uint8:
             fact = f"level {level} gave {pixels.shape} {pixels.dtype} in {box}"
             raise SlideReadError(self.path, f"{fact}, expected uint8 RGB; convert the slide to OME-Zarr")
         return pixels
+
+    def _close_handle(self, handle: Any) -> None:  # noqa: ANN401
+        # tiatoolbox's readers cannot be closed; what they hold open can.
+        for part in vars(handle).values():
+            close = getattr(part, "close", None)
+            if callable(close):
+                close()
 
     def _digest(self) -> str:
         if os.path.isdir(self._location):
@@ -77,7 +86,10 @@ def _size(dimensions: Any) -> tuple[int, int]:  # noqa: ANN401
 
 def _wsi_reader() -> Any:  # noqa: ANN401
     """Import tiatoolbox without letting it redirect Python's warnings into its log for the rest of the process."""
-    from tiatoolbox.wsicore.wsireader import WSIReader
+    with warnings.catch_warnings():
+        # SimpleITK, which it imports, crashes the interpreter where its deprecation warnings are errors.
+        warnings.simplefilter("ignore")
+        from tiatoolbox.wsicore.wsireader import WSIReader
 
     logging.captureWarnings(capture=False)
     return WSIReader

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,7 +14,7 @@ import zarr
 from wsi_seg.errors import SlideOpenError
 from wsi_seg.slides.base import OR_CONVERT, RGB
 from wsi_seg.slides.fingerprint import file_digest
-from wsi_seg.slides.zarr_reader import ArraySlide, Level, Opened, check_pixels
+from wsi_seg.slides.zarr_reader import Level, LevelsSlide, Opened, check_pixels
 
 _MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _TAG_UNITS = {2: 25400.0, 3: 10000.0}
@@ -25,7 +26,7 @@ WHOLE_LIMIT = 3 * 180_000_000
 """Values that may be decoded into memory at once."""
 
 
-class TiffSlide(ArraySlide):
+class TiffSlide(LevelsSlide):
     """A TIFF read tile by tile (or strip by strip) through tifffile; its largest series, with all levels of it."""
 
     def _open_handle(self) -> Opened:
@@ -41,8 +42,48 @@ class TiffSlide(ArraySlide):
         check_pixels(self.path, opened)
         return opened
 
+    def _close_handle(self, handle: Opened) -> None:
+        for level in handle.levels:
+            if isinstance(level, zarr.Array):
+                level.store.close()
+
     def _digest(self) -> str:
         return file_digest(self._location)
+
+
+class TiffPages(TiffSlide):
+    """Some levels of a tiled TIFF, found by their (width, height), pixel by pixel as they are in the file."""
+
+    def __init__(self, path: str, sizes: Sequence[tuple[int, int]]) -> None:
+        self._sizes = tuple(sizes)
+        super().__init__(path)
+
+    def _open_handle(self) -> Opened:
+        try:
+            with tifffile.TiffFile(self._location) as file:
+                pages = [_only_page(file, width, height) for width, height in self._sizes]
+                levels = tuple(_page_array(page) for page in pages)
+        except Exception as error:
+            raise SlideOpenError(
+                self.path, f"has no pages of {self._sizes} ({type(error).__name__}: {error})"
+            ) from error
+        return Opened(levels, "yxc", None, {})
+
+
+def _only_page(file: tifffile.TiffFile, width: int, height: int) -> Any:  # noqa: ANN401
+    """Return the one tiled 8-bit RGB page of a size."""
+    pages: list[Any] = list(file.pages)
+    fitting = [page for page in pages if page.shape == (height, width, 3) and page.is_tiled]
+    if len(fitting) != 1 or fitting[0].dtype != np.uint8:
+        raise ValueError(f"{len(fitting)} pages of {width} x {height}")
+    return fitting[0]
+
+
+def _page_array(page: Any) -> zarr.Array[Any]:  # noqa: ANN401
+    array = zarr.open(page.aszarr(), mode="r")
+    if not isinstance(array, zarr.Array):
+        raise TypeError("a page is not one array")
+    return array
 
 
 def _open(file: tifffile.TiffFile) -> Opened | None:

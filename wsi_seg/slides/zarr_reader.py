@@ -41,7 +41,7 @@ class Opened:
     properties: Mapping[str, str]
 
 
-class ArraySlide(Slide):
+class LevelsSlide(Slide):
     """A slide whose levels are Zarr arrays, whatever they are stored in; uint8, RGB or gray."""
 
     @abstractmethod
@@ -64,11 +64,12 @@ class ArraySlide(Slide):
         try:
             pixels = np.asarray(opened.levels[level][key])
         except Exception as error:
-            raise SlideReadError(self.path, f"level {level} cannot be read in {box} ({error})") from error
+            fact = f"level {level} cannot be read in {box} ({error}); check that the copy is whole"
+            raise SlideReadError(self.path, fact) from error
         return _as_rgb(pixels, "".join(axis for axis in opened.axes if axis in "yxc"))
 
 
-class ZarrSlide(ArraySlide):
+class ZarrSlide(LevelsSlide):
     """A Zarr array (Y, X, C), (C, Y, X) or (Y, X), or an OME-Zarr image up to 0.5; in a folder or behind a URL."""
 
     def _open_handle(self) -> Opened:

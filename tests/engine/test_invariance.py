@@ -1,0 +1,128 @@
+"""The same slide and model give the same bytes, whatever does the work and however often it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+
+from wsi_seg.api import run
+
+Digest = Callable[[Path], dict[str, str]]
+
+
+@pytest.mark.parametrize("sizes", [(512, 1), (512, 4), (1024, 3)])
+def test_blocks_and_batches_change_nothing(
+    sizes: tuple[int, int], small_slide: Path, small_model: Path, reference: Path, digest: Digest, tmp_path: Path
+) -> None:
+    block_px, batch_size = sizes
+    run(small_slide, small_model, tmp_path, executor="local", block_px=block_px, batch_size=batch_size)
+    assert digest(tmp_path / "small") == digest(reference)
+
+
+def test_ray_gives_the_same_bytes(
+    small_slide: Path, small_model: Path, reference: Path, digest: Digest, tmp_path: Path
+) -> None:
+    (result,) = run(small_slide, small_model, tmp_path, executor="ray", block_px=512)
+    assert result.status == "done"
+    assert digest(tmp_path / "small") == digest(reference)
+    assert json.loads((tmp_path / "small" / "run.json").read_text())["environment"]["executor"] == "ray"
+
+
+def test_each_tile_is_forwarded_once(small_slide: Path, small_model: Path, tmp_path: Path) -> None:
+    run(small_slide, small_model, tmp_path, executor="local", block_px=512)
+    counts = json.loads((tmp_path / "small" / "run.json").read_text())["counts"]
+    assert counts["tiles_forwarded"] == counts["tiles"] > 20
+
+
+def test_no_nucleus_is_doubled_or_cut_at_a_border(reference: Path) -> None:
+    """Labels, rows and features agree, and every label is one connected piece."""
+    from scipy import ndimage
+
+    labels = np.asarray(zarr.open_array(str(reference / "labels.zarr" / "labels" / "nuclei" / "0"), mode="r")[:])
+    table = pq.read_table(reference / "nuclei.parquet")
+    assert table.column("label").to_pylist() == list(range(1, table.num_rows + 1))
+    assert np.array_equal(np.unique(labels), np.arange(table.num_rows + 1))
+    for label, where in enumerate(ndimage.find_objects(labels), start=1):
+        assert ndimage.label(labels[where] == label)[1] == 1
+    assert json.loads((reference / "run.json").read_text())["counts"]["label_px_without_nucleus"] == 0
+
+
+def _command(slide: Path, model: Path, out: Path, executor: str) -> list[str]:
+    program = [sys.executable, "-c", "from wsi_seg.cli import main; main()"]
+    options = ["--model", str(model), "--out", str(out), "--block-px", "512", "--executor", executor]
+    return [*program, "run", str(slide), *options]
+
+
+def _kill_when(command: list[str], reached: Callable[[], bool], limit_s: float) -> bool:
+    """Start the command in a process group of its own and SIGKILL the group once `reached`; False if it ended first."""
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True) as process:
+        end = time.monotonic() + limit_s
+        while process.poll() is None and not reached() and time.monotonic() < end:
+            time.sleep(0.005)
+        if process.poll() is not None:
+            return False
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_kills_at_any_moment_lose_at_most_the_blocks_in_work(
+    executor: str, small_slide: Path, small_model: Path, reference: Path, digest: Digest, tmp_path: Path
+) -> None:
+    command = _command(small_slide, small_model, tmp_path, executor)
+    blocks = tmp_path / ".work" / "small" / "blocks"
+    moments = random.Random(7)
+    kills = 0
+    # a kill after each further commit, and a little later than it
+    for wanted in (1, 2, 4) if executor == "local" else (2,):
+        delay_s = moments.uniform(0, 0.3)
+
+        def reached(wanted: int = wanted, delay_s: float = delay_s) -> bool:
+            if len(list(blocks.glob("*.block"))) < wanted:
+                return False
+            time.sleep(delay_s)
+            return True
+
+        kills += _kill_when(command, reached, limit_s=120)
+        if not (tmp_path / "small").exists():
+            assert len(list(blocks.glob("*.block"))) >= wanted
+    assert kills
+    subprocess.run(command, check=True, capture_output=True)
+    assert digest(tmp_path / "small") == digest(reference)
+    assert not (tmp_path / ".work").exists()
+
+
+def test_a_kill_while_outputs_are_written_leaves_nothing_under_a_final_name(
+    small_slide: Path, small_model: Path, reference: Path, digest: Digest, tmp_path: Path
+) -> None:
+    command = _command(small_slide, small_model, tmp_path, "local")
+    finished = tmp_path / ".work" / "small" / "finished"
+    assert _kill_when(command, lambda: (finished / "nuclei.geojson.gz").exists(), limit_s=120)
+    assert not (tmp_path / "small").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert digest(tmp_path / "small") == digest(reference)
+
+
+def test_a_moved_slide_is_still_the_same_slide(
+    small_slide: Path, small_model: Path, reference: Path, digest: Digest, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere" / "small.tiff"
+    elsewhere.parent.mkdir()
+    shutil.copy(small_slide, elsewhere)
+    run(elsewhere, small_model, tmp_path / "out", executor="local", block_px=1024)
+    assert digest(tmp_path / "out" / "small") == digest(reference)

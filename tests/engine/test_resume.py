@@ -1,0 +1,160 @@
+"""A rerun continues; other settings are refused; --overwrite starts anew; a failing slide does not stop the others."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wsi_seg.api import run
+from wsi_seg.errors import OutputError, ResumeError, UsageError
+from wsi_seg.records import Commit, SlidePlan, SlideResult
+
+Digest = Callable[[Path], dict[str, str]]
+
+
+class Stop(Exception):
+    """Ends a run from within, as Ctrl-C does."""
+
+
+class StopAfter:
+    """Progress that ends the run after some blocks."""
+
+    def __init__(self, blocks: int) -> None:
+        self.left = blocks
+
+    def starting(self, what: str) -> None: ...
+
+    def begin(self, slides: int) -> None: ...
+
+    def planned(self, plan: SlidePlan, resumed: int) -> None: ...
+
+    def advanced(self, plan: SlidePlan, commit: Commit) -> None:
+        self.left -= 1
+        if not self.left:
+            raise Stop
+
+    def ended(self, result: SlideResult) -> None: ...
+
+
+@pytest.fixture
+def interrupted(small_slide: Path, small_model: Path, tmp_path: Path) -> Path:
+    """An output folder with a run that was stopped after two blocks."""
+    with pytest.raises(Stop):
+        run(small_slide, small_model, tmp_path, executor="local", block_px=512, progress=StopAfter(2))
+    assert not (tmp_path / "small").exists()
+    return tmp_path
+
+
+def test_a_rerun_does_only_what_is_missing(
+    interrupted: Path, small_slide: Path, small_model: Path, reference: Path, digest: Digest
+) -> None:
+    done = len(list((interrupted / ".work" / "small" / "blocks").glob("*.block")))
+    run(small_slide, small_model, interrupted, executor="local", block_px=512)
+    assert digest(interrupted / "small") == digest(reference)
+    counts = json.loads((interrupted / "small" / "run.json").read_text())["counts"]
+    assert counts["blocks_resumed"] >= min(done, 2)
+
+
+def test_a_damaged_block_is_told_dropped_and_done_again(
+    interrupted: Path, small_slide: Path, small_model: Path, reference: Path, digest: Digest
+) -> None:
+    block = sorted((interrupted / ".work" / "small" / "blocks").glob("*.block"))[0]
+    content = bytearray(block.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    block.write_bytes(bytes(content))
+    (first,) = run(small_slide, small_model, interrupted, executor="local", block_px=512)
+    assert first.status == "failed"
+    assert "damaged" in first.reason
+    (second,) = run(small_slide, small_model, interrupted, executor="local", block_px=512)
+    assert second.status == "done"
+    assert digest(interrupted / "small") == digest(reference)
+
+
+def test_other_settings_are_refused_and_named(interrupted: Path, small_slide: Path, small_model: Path) -> None:
+    with pytest.raises(ResumeError, match=r"settings\.measurements was 'basic', now 'full'.*--overwrite"):
+        run(small_slide, small_model, interrupted, executor="local", block_px=512, measurements="full")
+    with pytest.raises(ResumeError, match=r"slide\.mpp_given was None, now 0\.26"):
+        run(small_slide, small_model, interrupted, executor="local", block_px=512, mpp=0.26)
+
+
+def test_another_slide_under_the_same_name_is_refused(
+    interrupted: Path, small_slide: Path, small_model: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / "small.tiff"
+    other.parent.mkdir()
+    content = bytearray(small_slide.read_bytes())
+    content[3000] ^= 1
+    other.write_bytes(bytes(content))
+    (result,) = run(other, small_model, interrupted, executor="local", block_px=512)
+    assert result.status == "failed"
+    assert "slide.fingerprint was" in result.reason
+
+
+def test_overwrite_starts_anew(interrupted: Path, small_slide: Path, small_model: Path) -> None:
+    arguments = {"executor": "local", "block_px": 1024, "measurements": "none", "overwrite": True}
+    (result,) = run(small_slide, small_model, interrupted, **arguments)  # type: ignore[arg-type]
+    assert result.status == "done"
+    assert json.loads((interrupted / "small" / "run.json").read_text())["counts"]["blocks_resumed"] == 0
+
+
+def test_a_finished_slide_is_not_done_again(
+    reference: Path, small_slide: Path, small_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(reference, tmp_path / "small")
+    before = (tmp_path / "small" / "run.json").stat().st_mtime_ns
+    (result,) = run(small_slide, small_model, tmp_path, executor="local", block_px=2048)
+    assert result.status == "done"
+    assert (tmp_path / "small" / "run.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(small_slide: Path, small_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "thesis.txt").write_text("do not lose me")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="not made by wsi_seg"):
+            run(small_slide, small_model, tmp_path, executor="local", overwrite=overwrite)
+    assert (tmp_path / "small" / "thesis.txt").exists()
+
+
+def test_a_bad_slide_is_reported_and_the_others_go_on(small_slide: Path, small_model: Path, tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    shutil.copy(small_slide, slides / "good.tiff")
+    (slides / "cut.tiff").write_bytes(small_slide.read_bytes()[:20_000])
+    (slides / "text.svs").write_text("this is no slide\n")
+    results = run(slides, small_model, tmp_path / "out", executor="local", block_px=1024)
+    assert {result.name: result.status for result in results} == {"cut": "failed", "good": "done", "text": "failed"}
+    with (tmp_path / "out" / "summary.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert rows["good"]["status"] == "done"
+    assert int(rows["good"]["nuclei"]) > 100
+    assert "text file" in rows["text"]["reason"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good", "summary.csv"]
+
+
+def test_a_slide_that_breaks_in_the_middle_keeps_what_was_done(
+    small_slide: Path, small_model: Path, tmp_path: Path
+) -> None:
+    """A tile in the last quarter of the file is overwritten with zeros: reading it is an error of this slide."""
+    broken = tmp_path / "broken.tiff"
+    content = bytearray(small_slide.read_bytes())
+    content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 4)
+    broken.write_bytes(bytes(content))
+    (result,) = run(broken, small_model, tmp_path / "out", executor="local", block_px=512)
+    assert result.status == "failed"
+    assert "cannot be read" in result.reason
+    assert not (tmp_path / "out" / "broken").exists()
+
+
+def test_wrong_usage_starts_nothing(small_slide: Path, small_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for wrong in ({"block_px": 1000}, {"zarr_format": "0.6"}, {"block_pixels": 512}, {"mpp": 0}, {"mpp": float("nan")}):
+        with pytest.raises(UsageError):
+            run(small_slide, small_model, out, executor="local", **wrong)
+    with pytest.raises(UsageError, match="leave one of them out"):
+        run(small_slide, small_model, out, executor="local", address="auto")

@@ -1,0 +1,153 @@
+"""Files, folders, globs, URLs and manifests as slides with names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wsi_seg.errors import UsageError
+from wsi_seg.slides.inputs import SlideSource, find_slides
+from wsi_seg.slides.paths import safe_name, stem
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def names_of(*inputs: object) -> list[str]:
+    return [source.name for source in find_slides([str(one) for one in inputs])]
+
+
+def test_a_folder_is_searched_for_slides(tmp_path: Path) -> None:
+    touch(tmp_path, "b.svs", "deep/er/a.ndpi", "notes.txt", ".hidden.svs", ".trash/c.svs", "z.ome.zarr/0/.zarray")
+    touch(tmp_path, "z.ome.zarr/thumb.png", "plain/.zgroup", "plain/1.png")
+    assert names_of(tmp_path) == ["a", "b", "plain", "z"]
+    assert find_slides([str(tmp_path)])[0] == SlideSource(str(tmp_path / "deep/er/a.ndpi"), "a", None)
+
+
+def test_a_slide_named_twice_is_done_once(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs")
+    (tmp_path / "link.svs").symlink_to(tmp_path / "a.svs")
+    assert names_of(tmp_path, tmp_path / "a.svs", tmp_path / "*.svs") == ["a"]
+
+
+def test_linked_folders_are_entered_once(tmp_path: Path) -> None:
+    touch(tmp_path, "real/a.svs")
+    (tmp_path / "real/loop").symlink_to(tmp_path)
+    assert names_of(tmp_path) == ["a"]
+
+
+def test_vms_tiles_are_no_slides(tmp_path: Path) -> None:
+    touch(tmp_path, "a.vms", "a(0,1).jpg", "a_map2.jpg")
+    assert names_of(tmp_path) == ["a"]
+
+
+def test_globs(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs", "b.svs", "sub/c.svs", "x.txt")
+    assert names_of(tmp_path / "*") == ["a", "b", "c"]
+    assert names_of(tmp_path / "**/*.svs") == ["a", "b", "c"]
+    assert names_of(tmp_path / "[ab].svs") == ["a", "b"]
+
+
+def test_urls_are_taken_as_they_are() -> None:
+    assert find_slides(["s3://bucket/dir/a.ome.zarr"]) == [SlideSource("s3://bucket/dir/a.ome.zarr", "a", None)]
+
+
+def test_names_are_unique(tmp_path: Path) -> None:
+    touch(tmp_path, "p/s.svs", "p/S.tiff", "q/t.svs", "r/t.svs", "u.svs")
+    assert names_of(tmp_path) == ["q_t.svs", "r_t.svs", "s.svs", "S.tiff", "u"]
+
+
+def test_names_do_not_clash_with_lengthened_ones(tmp_path: Path) -> None:
+    touch(tmp_path, "s.svs", "s.tiff", "s.svs.png")
+    names = names_of(tmp_path)
+    assert len({name.casefold() for name in names}) == 3
+
+
+@pytest.mark.parametrize("text", ["..", ".", ".hidden", "a/b", "a\\b", "a\nb", "a\x00b", "", " ", "a:b", "end."])
+def test_safe_names(text: str) -> None:
+    name = safe_name(text)
+    assert name.isprintable()
+    assert name not in ("", ".", "..")
+    assert not name.startswith(".")
+    assert not set(name) & set('/\\:*?"<>|')
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [("a/b.ome.tiff", "b"), ("b.OME.ZARR/", "b"), ("x.y.svs", "x.y"), ("s3://k/b.zarr", "b")]
+)
+def test_stems(path: str, expected: str) -> None:
+    assert stem(path) == expected
+
+
+def test_dicom_series_are_one_slide(data_root: Path) -> None:
+    sources = find_slides([str(data_root / "slides/openslide_fixtures")])
+    assert [source.name for source in sources if source.path.endswith(".dcm")] == ["boxes_0"]
+
+
+def test_broken_dicom_stays_a_slide(tmp_path: Path) -> None:
+    touch(tmp_path, "a.dcm", "b.dcm")
+    assert names_of(tmp_path) == ["a", "b"]
+
+
+class TestErrors:
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"gone.svs: no such file or folder; check the path"):
+            find_slides([str(tmp_path / "gone.svs")])
+
+    def test_empty_folder(self, tmp_path: Path) -> None:
+        touch(tmp_path, "notes.txt")
+        with pytest.raises(UsageError, match="no slides in this folder; expected"):
+            find_slides([str(tmp_path)])
+
+    def test_glob_without_match(self, tmp_path: Path) -> None:
+        touch(tmp_path, "notes.txt")
+        with pytest.raises(UsageError, match="matches no slide; check the pattern"):
+            find_slides([str(tmp_path / "*")])
+
+    def test_nothing(self) -> None:
+        with pytest.raises(UsageError, match="No slides were named"):
+            find_slides([])
+
+
+class TestManifest:
+    def write(self, folder: Path, text: str) -> str:
+        touch(folder, "data/a.svs", "data/b.svs")
+        (folder / "list.csv").write_text(text, encoding="utf-8")
+        return str(folder / "list.csv")
+
+    def test_paths_count_from_its_folder(self, tmp_path: Path) -> None:
+        path = self.write(
+            tmp_path, "\ufeffpath, mpp, name\ndata/a.svs, 0.25, first\n\ns3://x/c.zarr,,\ndata/b.svs,0.5,\n"
+        )
+        assert find_slides([path]) == [
+            SlideSource(str(tmp_path / "data/b.svs"), "b", 0.5),
+            SlideSource("s3://x/c.zarr", "c", None),
+            SlideSource(str(tmp_path / "data/a.svs"), "first", 0.25),
+        ]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("path,mp\ndata/a.svs,1\n", "unknown column 'mp'; known: path, mpp, name; did you mean 'mpp'"),
+            ("mpp\n0.5\n", "no column 'path'"),
+            ("", "no column 'path'"),
+            ("path\n", "names no slides"),
+            ("path,mpp\ndata/a.svs,0.25\ndata/b.svs,40x\n", "line 3: mpp '40x' is not a number"),
+            ("path,mpp\ndata/a.svs,-1\n", "line 2: mpp is -1.0"),
+            ("path,mpp\ndata/a.svs,nan\n", "line 2: mpp is nan"),
+            ("path\ndata/gone.svs\n", "line 2: no such file .*gone.svs"),
+            ("path,name\ndata/a.svs,../up\n", "line 2: name '../up' cannot name a folder"),
+            ("path,name\ndata/a.svs,x\ndata/b.svs,X\n", "Two slides are named 'x'"),
+            ("path\ndata/a.svs,0.5\n", "line 2: more cells than columns"),
+            ("path,mpp\n,0.5\n", "line 2: no path"),
+            ("path,path\na,b\n", "a column occurs twice"),
+        ],
+    )
+    def test_errors(self, tmp_path: Path, text: str, message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            find_slides([self.write(tmp_path, text)])

@@ -1,0 +1,120 @@
+"""Annotated images on disk: the one form that training and evaluation read.
+
+DATA/images/*.png|jpg|tif    RGB
+DATA/labels/<same name>.png  uint16 instances, 0 background; or DATA/masks/, binary, where nuclei are not told apart
+DATA/types/<same name>.png   optional uint8 class of each pixel, 0 background
+DATA/items.csv               optional: name, group, source, mpp, licence; without it mpp must be given, and each
+                             image is a group of its own
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+
+from wsi_seg.errors import UsageError, suggest
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+ITEM_COLUMNS = ("name", "group", "source", "mpp", "licence")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One annotated image.
+
+    labels: path of its annotation. instances: whether touching nuclei are told apart in it.
+    group: what must not be split between training and validation, such as a patient. mpp: micrometres per pixel.
+    """
+
+    name: str
+    image: Path
+    labels: Path
+    instances: bool
+    types: Path | None
+    mpp: float
+    group: str
+    source: str
+    licence: str
+
+    def read_image(self) -> npt.NDArray[np.uint8]:
+        """Return (H, W, 3) uint8 RGB."""
+        with Image.open(self.image) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def read_labels(self) -> npt.NDArray[np.int32]:
+        """Return (H, W) int32; components of a binary mask get a number each."""
+        with Image.open(self.labels) as image:
+            values = np.asarray(image)
+        if self.instances:
+            return values.astype(np.int32)
+        return np.asarray(ndimage.label(values > 0)[0], np.int32)
+
+    def read_types(self) -> npt.NDArray[np.uint8] | None:
+        """Return (H, W) uint8 classes, None where there are none."""
+        if self.types is None:
+            return None
+        with Image.open(self.types) as image:
+            return np.asarray(image).astype(np.uint8)
+
+
+def open_dataset(folder: str | Path, mpp: float | None = None) -> list[Item]:
+    """Return the items of a dataset, sorted by name, having checked that each image has an annotation of its size.
+
+    mpp: for images whose mpp items.csv does not give; it is never guessed.
+    """
+    root = Path(folder)
+    images = sorted(p for p in (root / "images").glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise UsageError(f"{root}: no images in {root / 'images'}; expected images/ beside labels/ or masks/")
+    facts = _read_facts(root / "items.csv")
+    unknown = facts.keys() - {path.stem for path in images}
+    if unknown:
+        raise UsageError(f"{root / 'items.csv'}: there is no image called {min(unknown)!r} in {root / 'images'}")
+    return [_item(root, image, facts.get(image.stem, {}), mpp) for image in images]
+
+
+def _item(root: Path, image: Path, facts: dict[str, str], mpp: float | None) -> Item:
+    labels, instances = root / "labels" / f"{image.stem}.png", True
+    if not labels.is_file():
+        labels, instances = root / "masks" / f"{image.stem}.png", False
+    if not labels.is_file():
+        raise UsageError(f"{image}: has no annotation; expected labels/{image.stem}.png or masks/{image.stem}.png")
+    with Image.open(image) as picture, Image.open(labels) as annotation:
+        if picture.size != annotation.size:
+            raise UsageError(
+                f"{labels}: is {annotation.size[0]} x {annotation.size[1]} px, but its image is "
+                f"{picture.size[0]} x {picture.size[1]} px; an annotation covers its image pixel for pixel"
+            )
+    given = facts.get("mpp") or mpp
+    if given is None:
+        raise UsageError(f"{image}: its mpp is not known and not guessed; give --mpp, or a column mpp in items.csv")
+    types = root / "types" / f"{image.stem}.png"
+    return Item(
+        name=image.stem,
+        image=image,
+        labels=labels,
+        instances=instances,
+        types=types if types.is_file() else None,
+        mpp=float(given),
+        group=facts.get("group") or image.stem,
+        source=facts.get("source") or root.name,
+        licence=facts.get("licence", ""),
+    )
+
+
+def _read_facts(path: Path) -> dict[str, dict[str, str]]:
+    """Return the rows of items.csv by name; an empty dict where there is none."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        for column in reader.fieldnames or ():
+            if column not in ITEM_COLUMNS:
+                raise UsageError(f"{path}: unknown column {column!r}{suggest(column, ITEM_COLUMNS)}")
+        return {row["name"]: row for row in reader}
