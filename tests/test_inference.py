@@ -224,6 +224,26 @@ def test_a_read_error_reaches_those_who_wait_though_done_tiles_are_forgotten_mea
     assert not maps._tiles
 
 
+class LittleMemory(Counting):
+    """A device that takes at most two tiles at once."""
+
+    def __call__(self, tiles_rgb: RGB, watch: Stopwatch) -> RGB:
+        import torch
+
+        if len(tiles_rgb) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().__call__(tiles_rgb, watch)
+
+
+def test_too_little_memory_halves_the_batch_from_then_on(network: Network, pixels: RGB) -> None:
+    little = LittleMemory(network)
+    maps = source(little, batch_size=8)
+    seen = window(maps, pixels, whole(pixels))
+    assert maps.batch_size == 2
+    assert set(little.batches) == {2}
+    check_same(network, seen.probability, window(source(network), pixels, whole(pixels)).probability)
+
+
 def test_margins_are_mirrored_at_the_border_of_the_plane(network: Network, pixels: RGB) -> None:
     plane = da.from_array(pixels)
     first, last = read_tile(plane, 0, 0, network.spec), read_tile(plane, 5, 6, network.spec)

@@ -97,6 +97,19 @@ def test_a_nucleus_in_a_hole_keeps_its_label() -> None:
     assert area.tolist() == [24, 1]
 
 
+def test_of_nested_rings_each_fills_its_own_hole() -> None:
+    """Two rings round one middle: the hole inside the inner one is the inner one's."""
+    y, x = np.mgrid[:41, :41]
+    radius = np.hypot(y - 20, x - 20)
+    labels = np.zeros((41, 41), np.int32)
+    labels[(radius < 19) & (radius > 15)] = 1
+    labels[(radius < 11) & (radius > 7)] = 2
+    boxes = np.array([[2, 2, 39, 39], [10, 10, 31, 31]])
+    trace_and_fill(labels, boxes, np.bincount(labels.ravel())[1:])
+    assert labels[20, 20] == 2
+    assert labels[20, 7] == 1
+
+
 def test_no_labels_give_no_rings() -> None:
     _, _, (points, offsets) = traced(np.zeros((4, 4), np.int32))
     assert (points.shape, offsets.tolist()) == ((0, 2), [0])

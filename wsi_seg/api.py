@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from wsi_seg.slides.mpp import check_mpp
 from wsi_seg.stopwatch import Stopwatch
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
+T = TypeVar("T", bound=np.generic)
 _BLOCK_PX: dict[Device, int] = {"cpu": 2048, "cuda": 4096}
 
 
@@ -46,10 +47,12 @@ class Nuclei:
 
     labels: (Y, X) int32 over the picture's own pixels, 0 is background, otherwise row + 1 of the table.
     table: one row per nucleus; columns as `records.nuclei_schema`, `_l0` being the picture's pixels.
+    probability: (Y, X) uint8 that a pixel is nucleus, 255 is 1.0; None where it was not asked for.
     """
 
     labels: npt.NDArray[np.int32]
     table: pa.Table
+    probability: npt.NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -64,27 +67,42 @@ def load_model(model: str | Path, device: DeviceChoice = "auto") -> Model:
 
 
 def segment_image(
-    image_rgb_uint8: npt.NDArray[np.uint8], model: Model, mpp: float, *, measurements: Measurements = "basic"
+    image_rgb_uint8: npt.NDArray[np.uint8],
+    model: Model,
+    mpp: float,
+    *,
+    measurements: Measurements = "basic",
+    probability: bool = False,
+    allow_upsampling: bool = False,
 ) -> Nuclei:
     """Find the nuclei of one picture in memory, tiled exactly as a run does.
 
     image_rgb_uint8: (Y, X, 3) uint8. mpp: its micrometres per pixel; where it is not the model's, the picture is
     resampled and the labels are brought back to its own pixels. Nothing is left out as glass.
+    probability: also give the map of probabilities that the nuclei were found in.
+    allow_upsampling: also take a picture over 2.2 times coarser than the model.
     """
-    settings = RunSettings(block_px=LABEL_CHUNK_PX, measurements=measurements, tissue="all")
+    settings = RunSettings(
+        block_px=LABEL_CHUNK_PX, measurements=measurements, tissue="all", allow_upsampling=allow_upsampling
+    )
     with ArraySlide(image_rgb_uint8, mpp) as slide:
         plane, plan = plan_opened(slide, SlideSource("image", "image", mpp), model.spec, settings)
         whole = Block(0, 0, plane.box_mp, plane.box_mp)
-        data = find_nuclei(plan, whole, plane.array, MapSource(model.network), Stopwatch())
-    return Nuclei(_to_size(data.labels, image_rgb_uint8.shape[:2]), data.nuclei)
+        maps, shape = MapSource(model.network), image_rgb_uint8.shape[:2]
+        data = find_nuclei(plan, whole, plane.array, maps, Stopwatch())
+        seen = None
+        if probability:  # the tiles are still kept, unless the picture is very large
+            window = maps.window(plan.name, plane.array, plan.active_tiles, plane.box_mp, Stopwatch())
+            seen = _to_size(window.probability, shape)
+    return Nuclei(_to_size(data.labels, shape), data.nuclei, seen)
 
 
-def _to_size(labels: npt.NDArray[np.int32], shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
-    """Resample labels to (rows, columns) by the nearest pixel."""
-    if labels.shape == shape:
-        return labels
-    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(np.intp) for n, m in zip(shape, labels.shape, strict=True))
-    return labels[np.ix_(rows, columns)]
+def _to_size(pixels: npt.NDArray[T], shape: tuple[int, ...]) -> npt.NDArray[T]:
+    """Resample (Y, X) labels or values to (rows, columns) by the nearest pixel."""
+    if pixels.shape == shape:
+        return pixels
+    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(np.intp) for n, m in zip(shape, pixels.shape, strict=True))
+    return pixels[np.ix_(rows, columns)]
 
 
 def run(

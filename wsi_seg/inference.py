@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from wsi_seg.geometry import Box, cell_box
 from wsi_seg.nets import load_network
 from wsi_seg.records import UInt8Array
 from wsi_seg.stopwatch import Stopwatch
+
+log = logging.getLogger("wsi_seg")
 
 Device = Literal["cpu", "cuda"]
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -157,9 +160,9 @@ class MapSource:
             for key in keys:
                 self._tiles.move_to_end(key)
         try:
-            missing = list(mine)
-            for first in range(0, len(missing), self.batch_size):
-                batch = missing[first : first + self.batch_size]
+            missing = deque(mine)
+            while missing:
+                batch = [missing.popleft() for _ in range(min(self.batch_size, len(missing)))]
                 for key, tile in zip(batch, self._compute(batch, plane, watch), strict=True):
                     mine[key].set_result(tile)
         except BaseException as error:
@@ -175,8 +178,22 @@ class MapSource:
         with watch("read"):
             tiles_rgb = np.stack([read_tile(plane, key.row, key.column, spec) for key in keys])
         inner = slice(spec.margin_px, spec.tile_px - spec.margin_px)
-        maps = self.network(tiles_rgb, watch)[:, :, inner, inner]
+        maps = self._forward(tiles_rgb, watch)[:, :, inner, inner]
         return [TileMaps(m.copy(), rgb.copy()) for m, rgb in zip(maps, tiles_rgb[:, inner, inner], strict=True)]
+
+    def _forward(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
+        """Forward a batch; where the device has too little memory for it, in halves, now and from then on."""
+        import torch
+
+        try:
+            return self.network(tiles_rgb, watch)
+        except torch.OutOfMemoryError:
+            half = len(tiles_rgb) // 2
+            if not half:
+                raise
+            log.warning("the device's memory is too small for %d tiles at once; going on with %d", 2 * half, half)
+            self.batch_size = min(self.batch_size, half)
+        return np.concatenate([self._forward(part, watch) for part in (tiles_rgb[:half], tiles_rgb[half:])])
 
     def _give_up(self, mine: Mapping[TileKey, Future[TileMaps]], error: BaseException) -> None:
         """Let those who wait for these tiles fail too, and the next who asks try anew.

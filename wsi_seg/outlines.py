@@ -35,10 +35,12 @@ def _trace_and_fill(labels, boxes, area):
     offsets = np.zeros(len(boxes) + 1, np.int64)
     used = 0
     for k in range(len(boxes)):
-        points, end = _trace(labels, np.int32(k + 1), boxes[k], points, used)
-        area[k] += _fill(labels, np.int32(k + 1), boxes[k], points[used:end])
-        used = end
-        offsets[k + 1] = end
+        points, used = _trace(labels, np.int32(k + 1), boxes[k], points, used)
+        offsets[k + 1] = used
+    # of nested nuclei the inner one is filled first
+    extent = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    for k in np.argsort(extent, kind="mergesort"):
+        area[k] += _fill(labels, np.int32(k + 1), boxes[k], points[offsets[k] : offsets[k + 1]])
     return points[:used].copy(), offsets
 
 

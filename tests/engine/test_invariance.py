@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 import zarr
 
 from wsi_seg.api import run
+from wsi_seg.records import Commit, SlidePlan, SlideResult
 
 Digest = Callable[[Path], dict[str, str]]
 
@@ -111,10 +113,45 @@ def test_a_kill_while_outputs_are_written_leaves_nothing_under_a_final_name(
     small_slide: Path, small_model: Path, reference: Path, digest: Digest, tmp_path: Path
 ) -> None:
     command = _command(small_slide, small_model, tmp_path, "local")
-    finished = tmp_path / ".work" / "small" / "finished"
-    assert _kill_when(command, lambda: (finished / "nuclei.geojson.gz").exists(), limit_s=120)
+    work = tmp_path / ".work" / "small"
+    assert _kill_when(command, lambda: any(work.glob("finished.*/nuclei.geojson.gz")), limit_s=120)
     assert not (tmp_path / "small").exists()
     subprocess.run(command, check=True, capture_output=True)
+    assert digest(tmp_path / "small") == digest(reference)
+
+
+class KillWorkers:
+    """Progress that ends all Ray workers of this machine by SIGKILL after the second block."""
+
+    def __init__(self) -> None:
+        self.killed = 0
+        self._blocks = 0
+
+    def starting(self, what: str) -> None: ...
+
+    def begin(self, slides: int) -> None: ...
+
+    def planned(self, plan: SlidePlan, resumed: int) -> None: ...
+
+    def advanced(self, plan: SlidePlan, commit: Commit) -> None:
+        self._blocks += 1
+        if self._blocks == 2:
+            for process in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    if (process / "cmdline").read_bytes().startswith(b"ray::Worker"):
+                        os.kill(int(process.name), signal.SIGKILL)
+                        self.killed += 1
+
+    def ended(self, result: SlideResult) -> None: ...
+
+
+def test_a_killed_ray_worker_is_replaced_and_its_blocks_are_done_again(
+    small_slide: Path, small_model: Path, reference: Path, digest: Digest, tmp_path: Path
+) -> None:
+    killer = KillWorkers()
+    (result,) = run(small_slide, small_model, tmp_path, executor="ray", block_px=512, progress=killer)
+    assert killer.killed
+    assert result.status == "done"
     assert digest(tmp_path / "small") == digest(reference)
 
 

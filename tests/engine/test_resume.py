@@ -60,19 +60,26 @@ def test_a_rerun_does_only_what_is_missing(
     assert counts["blocks_resumed"] >= min(done, 2)
 
 
-def test_a_damaged_block_is_told_dropped_and_done_again(
-    interrupted: Path, small_slide: Path, small_model: Path, reference: Path, digest: Digest
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty"])
+def test_a_damaged_block_is_done_again(
+    damage: str, interrupted: Path, small_slide: Path, small_model: Path, reference: Path, digest: Digest
 ) -> None:
     block = sorted((interrupted / ".work" / "small" / "blocks").glob("*.block"))[0]
     content = bytearray(block.read_bytes())
     content[len(content) // 2] ^= 0xFF
-    block.write_bytes(bytes(content))
-    (first,) = run(small_slide, small_model, interrupted, executor="local", block_px=512)
-    assert first.status == "failed"
-    assert "damaged" in first.reason
-    (second,) = run(small_slide, small_model, interrupted, executor="local", block_px=512)
-    assert second.status == "done"
+    block.write_bytes({"flipped": bytes(content), "truncated": bytes(content[:3000]), "empty": b""}[damage])
+    (result,) = run(small_slide, small_model, interrupted, executor="local", block_px=512)
+    assert result.status == "done"
     assert digest(interrupted / "small") == digest(reference)
+
+
+def test_blocks_that_nobody_knows_the_settings_of_are_not_adopted(
+    interrupted: Path, small_slide: Path, small_model: Path
+) -> None:
+    (interrupted / ".work" / "small" / "identity.json").unlink()
+    (result,) = run(small_slide, small_model, interrupted, executor="local", block_px=512, measurements="full")
+    assert result.status == "done"
+    assert json.loads((interrupted / "small" / "run.json").read_text())["counts"]["blocks_resumed"] == 0
 
 
 def test_other_settings_are_refused_and_named(interrupted: Path, small_slide: Path, small_model: Path) -> None:
@@ -91,6 +98,19 @@ def test_another_slide_under_the_same_name_is_refused(
     content[3000] ^= 1
     other.write_bytes(bytes(content))
     (result,) = run(other, small_model, interrupted, executor="local", block_px=512)
+    assert result.status == "failed"
+    assert "slide.fingerprint was" in result.reason
+
+
+def test_another_slide_does_not_get_the_results_of_a_finished_one(
+    reference: Path, small_slide: Path, small_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(reference, tmp_path / "out" / "small")
+    other = tmp_path / "small.tiff"
+    content = bytearray(small_slide.read_bytes())
+    content[3000] ^= 1
+    other.write_bytes(bytes(content))
+    (result,) = run(other, small_model, tmp_path / "out", executor="local", block_px=2048)
     assert result.status == "failed"
     assert "slide.fingerprint was" in result.reason
 
@@ -119,6 +139,33 @@ def test_a_folder_that_is_not_ours_is_left_alone(small_slide: Path, small_model:
         with pytest.raises(OutputError, match="not made by wsi_seg"):
             run(small_slide, small_model, tmp_path, executor="local", overwrite=overwrite)
     assert (tmp_path / "small" / "thesis.txt").exists()
+
+
+def test_overwrite_loses_nothing_when_it_is_refused(
+    reference: Path, small_slide: Path, small_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(reference, tmp_path / "out" / "small")
+    (tmp_path / "out" / "theirs").mkdir()
+    shutil.copy(small_slide, tmp_path / "theirs.tiff")
+    with pytest.raises(OutputError, match="not made by wsi_seg"):
+        run([small_slide, tmp_path / "theirs.tiff"], small_model, tmp_path / "out", executor="local", overwrite=True)
+    assert (tmp_path / "out" / "small" / "run.json").is_file()
+
+
+def test_what_a_kill_left_beside_a_finished_slide_is_cleared(
+    reference: Path, small_slide: Path, small_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(reference, tmp_path / "small")
+    (tmp_path / ".work" / "small" / "blocks").mkdir(parents=True)
+    run(small_slide, small_model, tmp_path, executor="local", block_px=2048)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "summary.csv"]
+
+
+def test_results_are_not_taken_for_slides(small_slide: Path, small_model: Path, tmp_path: Path) -> None:
+    shutil.copy(small_slide, tmp_path / "a.tiff")
+    for _ in range(2):
+        results = run(tmp_path, small_model, tmp_path / "out", executor="local", block_px=2048)
+        assert [result.name for result in results] == ["a"]
 
 
 def test_a_bad_slide_is_reported_and_the_others_go_on(small_slide: Path, small_model: Path, tmp_path: Path) -> None:

@@ -62,6 +62,19 @@ def test_nothing_is_overwritten_unasked(pyramid: str, tmp_path: Path) -> None:
     assert open_slide(str(tmp_path / "a.zarr")).dimensions_l0 == (1231, 907)
 
 
+def test_overwrite_replaces_a_zarr_and_nothing_else(pyramid: str, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs.zarr"
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("do not lose me")
+    with open_slide(pyramid) as slide:
+        with pytest.raises(OutputError, match="is not a Zarr folder"):
+            convert(slide, str(theirs), overwrite=True)
+        convert(slide, str(tmp_path / "ours.zarr"))
+        convert(slide, str(tmp_path / "ours.zarr"), overwrite=True)
+    assert (theirs / "thesis.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.zarr", "theirs.zarr"]
+
+
 def test_a_failure_leaves_nothing(pyramid: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

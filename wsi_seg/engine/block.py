@@ -29,7 +29,7 @@ def process_block(plan: SlidePlan, block: Block, plane: da.Array, maps: MapSourc
 def find_nuclei(plan: SlidePlan, block: Block, plane: da.Array, maps: MapSource, watch: Stopwatch) -> BlockData:
     """Return the labels of the block's core and the table of the nuclei it owns."""
     window_mp, origin_mp = block.window_mp, (block.window_mp.x0, block.window_mp.y0)
-    seen = maps.window(plan.fingerprint, plane, plan.active_tiles, window_mp, watch)
+    seen = maps.window(plan.name, plane, plan.active_tiles, window_mp, watch)
     with watch("separate"):
         instances = separate(seen.probability, seen.distance, window_mp, plan.model.separation, plan.frame.mpp)
     with watch("measure"):

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from wsi_seg.engine.ledger import RUN_FILE, WORK, Ledger, write_atomically
 from wsi_seg.engine.worker import Failure, Job
 from wsi_seg.errors import OutputError, ResumeError, WsiSegError
 from wsi_seg.records import Block, Commit, SlidePlan, SlideResult
+from wsi_seg.slides import open_slide
 from wsi_seg.slides.inputs import SlideSource
 
 SUMMARY_FILE = "summary.csv"
@@ -69,6 +70,7 @@ class _Slide:
     source: SlideSource
     ledger: Ledger
     plan: SlidePlan | None = None
+    light_plan: SlidePlan | None = None  # without its blocks: what travels with each of them
     lanes: list[deque[Block]] = field(default_factory=list)
     unfinished: int = 0
     resumed: int = 0
@@ -100,6 +102,8 @@ class Driver:
         self._lane_of_worker: dict[int, deque[Block]] = {}
         self._order = [source.name for source in sources]
         self.results: dict[str, SlideResult] = {}
+        for slide in self._waiting:
+            slide.ledger.check_ours()
         if overwrite:
             for slide in self._waiting:
                 slide.ledger.discard()
@@ -117,10 +121,11 @@ class Driver:
                     break
                 self._executor.submit(worker, job)
                 running += 1
+            if not running:
+                raise RuntimeError(f"nothing runs although {len(self._waiting) + len(self._open)} slides are left")
             for job, outcome in self._executor.wait():
                 running -= 1
                 self._take(job, outcome)
-                self._write_summary()
         self._write_summary()
         _remove_if_empty(self._out / WORK)
         return [self.results[name] for name in self._order]
@@ -143,9 +148,8 @@ class Driver:
             self._lane_of_worker[worker] = lane
         slide = next(slide for slide in self._open.values() if any(lane is own for own in slide.lanes))
         block = lane.popleft()
-        if not lane:
-            slide.lanes = [own for own in slide.lanes if own is not lane]
-        return Job("block", slide.source.name, (slide.plan, block), lane=id(lane))
+        slide.lanes = [own for own in slide.lanes if own]
+        return Job("block", slide.source.name, (slide.light_plan, block))
 
     def _taken(self, lane: deque[Block]) -> bool:
         return any(lane is taken for taken in self._lane_of_worker.values())
@@ -153,14 +157,13 @@ class Driver:
     def _stolen_lane(self) -> deque[Block] | None:
         """Split off the second half of the longest lane, so that a giant slide's tail is shared."""
         slides = [slide for slide in self._open.values() if slide.lanes]
-        if not slides or self._executor.workers == 1:
+        if not slides:
             return None
         slide = max(slides, key=lambda s: max(map(len, s.lanes)))
         longest = max(slide.lanes, key=len)
-        half = deque(longest.pop() for _ in range(len(longest) // 2))
+        half = deque(longest.pop() for _ in range((len(longest) + 1) // 2))
         half.reverse()
-        if half:
-            slide.lanes.append(half)
+        slide.lanes = [lane for lane in [*slide.lanes, half] if lane]
         return half
 
     def _plan_job(self) -> Job:
@@ -190,18 +193,17 @@ class Driver:
         slide = self._open.get(job.slide)
         if slide is None:  # it failed meanwhile
             return
-        try:
-            if isinstance(outcome, Failure):
-                self._end(slide, self._failed(slide, outcome))
-            elif isinstance(outcome, SlidePlan):
+        if isinstance(outcome, SlidePlan):
+            try:
                 self._begin(slide, outcome)
-            elif isinstance(outcome, Commit):
-                self._advance(slide, outcome)
-            elif isinstance(outcome, SlideResult):
-                self._end(slide, outcome)
-        except WsiSegError as error:
-            reason = getattr(error, "reason", str(error))
-            self._end(slide, self._failed(slide, Failure(reason)))
+            except WsiSegError as error:
+                self._end(slide, self._failed(slide, Failure(getattr(error, "reason", str(error)))))
+        elif isinstance(outcome, Commit):
+            self._advance(slide, outcome)
+        elif isinstance(outcome, SlideResult):
+            self._end(slide, outcome)
+        elif isinstance(outcome, Failure):
+            self._end(slide, self._failed(slide, outcome))
 
     def _begin(self, slide: _Slide, plan: SlidePlan) -> None:
         identity = self._identity(slide.source, plan.fingerprint)
@@ -209,7 +211,7 @@ class Driver:
         if kept is not None:
             _refuse_differences(slide.ledger, kept, identity)
         slide.ledger.begin(identity)
-        slide.plan = plan
+        slide.plan, slide.light_plan = plan, replace(plan, blocks=())
         done = slide.ledger.committed()
         left = [block for block in plan.blocks if block.name not in done]
         slide.unfinished, slide.resumed = len(left), len(plan.blocks) - len(left)
@@ -226,12 +228,14 @@ class Driver:
             self._to_finish.append(slide)
 
     def _failed(self, slide: _Slide, failure: Failure) -> SlideResult:
-        source = slide.source
-        if failure.trace:
-            folder = self._out / WORK
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{source.name}.traceback.txt").write_text(failure.trace, encoding="utf-8")
-        return SlideResult(source.name, source.path, "failed", reason=failure.reason)
+        source, reason = slide.source, failure.reason
+        if failure.trace:  # not the slide's fault as far as is known
+            path = self._out / WORK / f"{source.name}.traceback.txt"
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(failure.trace, encoding="utf-8")
+                reason += f"; unexpected, please report it with {path}"
+        return SlideResult(source.name, source.path, "failed", reason=reason)
 
     def _end(self, slide: _Slide, result: SlideResult) -> None:
         del self._open[slide.source.name]
@@ -239,6 +243,7 @@ class Driver:
             lane.clear()
         self.results[slide.source.name] = result
         self._progress.ended(result)
+        self._write_summary()
 
     # The record.
 
@@ -265,7 +270,12 @@ class Driver:
         for slide in list(self._waiting):
             if slide.ledger.done:
                 self._waiting.remove(slide)
-                self.results[slide.source.name] = result = _read_result(slide)
+                slide.ledger.clean()  # a kill may have come between the last rename and this
+                try:
+                    result = _read_result(slide)
+                except WsiSegError as error:
+                    result = self._failed(slide, Failure(getattr(error, "reason", str(error))))
+                self.results[slide.source.name] = result
                 self._progress.ended(result)
 
     def _write_summary(self) -> None:
@@ -338,8 +348,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _read_result(slide: _Slide) -> SlideResult:
-    """Return the result of a slide that an earlier run finished."""
+    """Return the result of a slide that an earlier run finished; ResumeError where that was another slide."""
     record = json.loads((slide.ledger.final / RUN_FILE).read_text(encoding="utf-8"))
+    with open_slide(slide.source.path, mpp=slide.source.mpp) as opened:
+        kept = {"slide": {"fingerprint": record["identity"]["slide"]["fingerprint"]}}
+        _refuse_differences(slide.ledger, kept, {"slide": {"fingerprint": opened.fingerprint}})
     return SlideResult(
         name=slide.source.name,
         path=slide.source.path,

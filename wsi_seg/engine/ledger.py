@@ -2,7 +2,7 @@
 
     OUT/.work/<slide>/identity.json     what determines the result
     OUT/.work/<slide>/blocks/*.block    one file per finished block: its being there is the commit
-    OUT/.work/<slide>/finished/         outputs while they are written
+    OUT/.work/<slide>/finished.*/       outputs while they are written
     OUT/<slide>/                        outputs, renamed into place as one folder
 
 A file is written under a temporary name, synced and renamed. A block's file is a zip, whose checksums tell a damaged
@@ -15,6 +15,7 @@ import io
 import json
 import os
 import shutil
+import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,7 +59,6 @@ class Ledger:
         self.name = name
         self.final = out / name
         self.work = out / WORK / name
-        self.finished = self.work / "finished"
         self._blocks = self.work / "blocks"
 
     def identity(self) -> dict[str, Any] | None:
@@ -84,24 +84,36 @@ class Ledger:
         return (self.final / RUN_FILE).is_file()
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Make the working folder and record what determines the result."""
+        """Make the working folder and record what determines the result; blocks of nobody knows what are dropped."""
         with storing(self.name, self.work):
+            if not (self.work / _IDENTITY_FILE).is_file():
+                self._drop(self.work)
             self._blocks.mkdir(parents=True, exist_ok=True)
             write_atomically(self.work / _IDENTITY_FILE, json.dumps(identity, indent=1).encode())
 
-    def discard(self) -> None:
-        """Remove all of this slide, final outputs first so that none is ever half there; but only what is ours."""
+    def check_ours(self) -> None:
+        """Raise OutputError where the slide's folder was made by something else."""
         if self.final.exists() and not self.done:
             raise self._foreign()
+
+    def discard(self) -> None:
+        """Remove all of this slide; a kill in the middle leaves it whole or gone."""
+        self.check_ours()
         with storing(self.name, self.work):
-            self.work.mkdir(parents=True, exist_ok=True)
-            if self.final.exists():
-                self.final.rename(self.work / "discarded")
-            shutil.rmtree(self.work)
+            self._drop(self.final)
+            self._drop(self.work)
+
+    def _drop(self, folder: Path) -> None:
+        """Take a folder away in one step, then remove it."""
+        if folder.exists():
+            trash = self.work.parent / f".trash.{uuid.uuid4().hex}"
+            trash.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(trash)
+            shutil.rmtree(trash, ignore_errors=True)
 
     def committed(self) -> set[str]:
-        """Return the names of the finished blocks."""
-        return {path.stem for path in self._blocks.glob(f"*{_SUFFIX}")}
+        """Return the names of the finished blocks, having read them; damaged ones are dropped, to be done again."""
+        return {path.stem for path in self._blocks.glob(f"*{_SUFFIX}") if _is_whole(path)}
 
     def commit(self, block: Block, data: BlockData) -> None:
         """Keep a finished block."""
@@ -109,37 +121,66 @@ class Ledger:
             write_atomically(self._blocks / f"{block.name}{_SUFFIX}", _pack(data))
 
     def read(self, name: str) -> BlockData:
-        """Read a finished block back; a damaged one is forgotten, and a rerun does it again."""
-        path = self._blocks / f"{name}{_SUFFIX}"
-        try:
-            return _unpack(path)
-        except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, pa.ArrowException) as error:
-            path.unlink(missing_ok=True)
-            raise StorageError(
-                self.name, f"{path} was damaged ({error}) and is dropped; run the same command again"
-            ) from None
+        """Read a finished block back."""
+        with self._reading(name) as archive:
+            shape = tuple(json.loads(archive.read("shape.json")))
+            raw = numcodecs.Blosc().decode(archive.read("labels.blosc"))
+            return BlockData(
+                labels=np.frombuffer(raw, np.int32).reshape(shape),
+                anchors_mp=np.load(io.BytesIO(archive.read("anchors.npy")), allow_pickle=False),
+                nuclei=pa.ipc.open_stream(archive.read("nuclei.arrow")).read_all(),
+                commit=Commit(**json.loads(archive.read("commit.json"))),
+            )
 
     def commits(self) -> list[Commit]:
         """Return the records of the finished blocks."""
-        return [_read_commit(self._blocks / f"{name}{_SUFFIX}") for name in sorted(self.committed())]
+        commits = []
+        for path in sorted(self._blocks.glob(f"*{_SUFFIX}")):
+            with self._reading(path.stem) as archive:
+                commits.append(Commit(**json.loads(archive.read("commit.json"))))
+        return commits
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[zipfile.ZipFile]:
+        path = self._blocks / f"{name}{_SUFFIX}"
+        try:
+            with zipfile.ZipFile(path) as archive:
+                yield archive
+        except (OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+            raise StorageError(self.name, f"{path} cannot be read ({error}); run the same command again") from error
 
     @contextmanager
     def finishing(self) -> Iterator[Path]:
-        """Give a folder for the outputs; it gets its final name when the body is through."""
+        """Give a folder for the outputs; it gets its final name when the body is through.
+
+        Each attempt has a folder of its own, so that two runs on one output cannot mix theirs.
+        """
+        finished = self.work / f"finished.{os.uname().nodename}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         with storing(self.name, self.work):
-            shutil.rmtree(self.finished, ignore_errors=True)
             try:
-                self.finished.mkdir(parents=True)
-                yield self.finished
-                _sync_tree(self.finished)
-                self.finished.rename(self.final)
+                finished.mkdir(parents=True)
+                yield finished
+                _sync_tree(finished)
+                finished.rename(self.final)
             finally:  # on failure, leave the room to the blocks
-                shutil.rmtree(self.finished, ignore_errors=True)
+                shutil.rmtree(finished, ignore_errors=True)
             _sync(self.final.parent)
 
     def clean(self) -> None:
         """Remove the working folder; the final outputs are in place."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a block's file is as it was written; a damaged one is removed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+    except zipfile.BadZipFile:
+        whole = False
+    if not whole:
+        path.unlink()
+    return whole
 
 
 @contextmanager
@@ -202,20 +243,3 @@ def _npy(array: npt.NDArray[np.int64]) -> bytes:
     sink = io.BytesIO()
     np.save(sink, array, allow_pickle=False)
     return sink.getvalue()
-
-
-def _unpack(path: Path) -> BlockData:
-    with zipfile.ZipFile(path) as archive:
-        shape = tuple(json.loads(archive.read("shape.json")))
-        raw = numcodecs.Blosc().decode(archive.read("labels.blosc"))
-        return BlockData(
-            labels=np.frombuffer(raw, np.int32).reshape(shape),
-            anchors_mp=np.load(io.BytesIO(archive.read("anchors.npy")), allow_pickle=False),
-            nuclei=pa.ipc.open_stream(archive.read("nuclei.arrow")).read_all(),
-            commit=Commit(**json.loads(archive.read("commit.json"))),
-        )
-
-
-def _read_commit(path: Path) -> Commit:
-    with zipfile.ZipFile(path) as archive:
-        return Commit(**json.loads(archive.read("commit.json")))

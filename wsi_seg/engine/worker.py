@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import traceback
 from collections import OrderedDict
-from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,15 +48,11 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class Job:
-    """One call of a worker: `method` with `arguments`.
-
-    slide: the slide's name. lane: jobs of one lane share tiles, so one worker should do them.
-    """
+    """One call of a worker: `method` with `arguments`, for the slide of this name."""
 
     method: Literal["plan", "block", "finish"]
     slide: str
     arguments: tuple[Any, ...]
-    lane: Hashable = None
 
 
 @dataclass(frozen=True)

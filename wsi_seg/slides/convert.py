@@ -15,6 +15,7 @@ from wsi_seg import ngff
 from wsi_seg.errors import OutputError
 from wsi_seg.geometry import Box
 from wsi_seg.slides.base import RGB, Slide
+from wsi_seg.slides.paths import holds_zarr
 
 CHUNK = 512
 BLOCK = 2048
@@ -38,6 +39,9 @@ def convert(
     out = out.rstrip("/")
     if os.path.lexists(out) and not overwrite:
         raise OutputError(f"{out} exists; expected a new name, or --overwrite to replace it")
+    empty = os.path.isdir(out) and not os.listdir(out)
+    if os.path.lexists(out) and not empty and not holds_zarr(out):
+        raise OutputError(f"{out} is not a Zarr folder and is not overwritten; expected a new name")
     parent = os.path.dirname(os.path.abspath(out))
     part = os.path.join(parent, f".{os.path.basename(out)}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -107,9 +111,11 @@ def _attributes(slide: Slide, levels: int, zarr_format: str) -> dict[str, Any]:
 
 
 def _replace(part: str, out: str) -> None:
-    """Give the finished folder its name; an older one goes first."""
-    if os.path.isdir(out) and not os.path.islink(out):
-        shutil.rmtree(out)
-    elif os.path.lexists(out):
-        os.unlink(out)
+    """Give the finished folder its name; an older one is moved aside first."""
+    old = f"{part}.old"
+    if os.path.lexists(out):
+        os.rename(out, old)
     os.rename(part, out)
+    if os.path.islink(old):
+        os.unlink(old)
+    shutil.rmtree(old, ignore_errors=True)

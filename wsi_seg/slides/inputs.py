@@ -76,7 +76,7 @@ def _matching(pattern: str) -> list[SlideSource]:
     for match in sorted(glob.glob(pattern, recursive=True)):
         if os.path.isdir(match) and not is_zarr(match):
             files += _walk(match, seen)
-        elif is_zarr(match) or _looks_like_slide(match):
+        elif (is_zarr(match) or _looks_like_slide(match)) and not _is_result(os.path.dirname(match)):
             files.append(match)
     if not files:
         raise UsageError(
@@ -88,7 +88,7 @@ def _matching(pattern: str) -> list[SlideSource]:
 def _walk(folder: str, seen: set[str]) -> Iterator[str]:
     """Yield the slides under a folder, sorted; links are followed, each folder is entered once."""
     real = os.path.realpath(folder)
-    if real in seen:
+    if real in seen or _is_result(folder):
         return
     seen.add(real)
     entries = [os.path.join(folder, entry) for entry in sorted(os.listdir(folder)) if not entry.startswith(".")]
@@ -99,6 +99,11 @@ def _walk(folder: str, seen: set[str]) -> Iterator[str]:
             yield entry
         else:
             yield from _walk(entry, seen)
+
+
+def _is_result(folder: str) -> bool:
+    """Whether a folder holds the results of a slide: its pictures and Zarr are not slides."""
+    return all(os.path.isfile(os.path.join(folder, file)) for file in ("run.json", "nuclei.parquet"))
 
 
 def _looks_like_slide(path: str) -> bool:

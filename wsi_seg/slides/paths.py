@@ -23,6 +23,8 @@ def safe_name(text: str) -> str:
     """Return `text` as the name of one folder on any system: no separators, control characters or leading dot."""
     safe = "".join("_" if character in _UNSAFE or not character.isprintable() else character for character in text)
     safe = safe.strip(" ").rstrip(".")
+    if safe.casefold() == "summary.csv":  # stands beside the slides' folders
+        safe = f"_{safe}"
     return "_" + safe.lstrip(".") if safe.startswith(".") or not safe else safe
 
 
@@ -30,5 +32,9 @@ def is_zarr(path: str) -> bool:
     """Whether a local path is a Zarr folder: by its ending, or by a Zarr file in it."""
     if not os.path.isdir(path):
         return False
-    named = path.rstrip("/").lower().endswith(".zarr")
-    return named or any(os.path.exists(os.path.join(path, file)) for file in _ZARR_FILES)
+    return path.rstrip("/").lower().endswith(".zarr") or holds_zarr(path)
+
+
+def holds_zarr(folder: str) -> bool:
+    """Whether a Zarr file lies in a local folder."""
+    return any(os.path.isfile(os.path.join(folder, file)) for file in _ZARR_FILES)
