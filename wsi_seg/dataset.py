@@ -85,15 +85,12 @@ def _item(root: Path, image: Path, facts: dict[str, str], mpp: float | None) -> 
         labels, instances = root / "masks" / f"{image.stem}.png", False
     if not labels.is_file():
         raise UsageError(f"{image}: has no annotation; expected labels/{image.stem}.png or masks/{image.stem}.png")
-    with Image.open(image) as picture, Image.open(labels) as annotation:
-        if picture.size != annotation.size:
-            raise UsageError(
-                f"{labels}: is {annotation.size[0]} x {annotation.size[1]} px, but its image is "
-                f"{picture.size[0]} x {picture.size[1]} px; an annotation covers its image pixel for pixel"
-            )
-    given = facts.get("mpp") or mpp
-    if given is None:
-        raise UsageError(f"{image}: its mpp is not known and not guessed; give --mpp, or a column mpp in items.csv")
+    (width, height), (columns, rows) = _size(image), _size(labels)
+    if (width, height) != (columns, rows):
+        raise UsageError(
+            f"{labels}: is {columns} x {rows} px, but its image is {width} x {height} px; "
+            "an annotation covers its image pixel for pixel"
+        )
     types = root / "types" / f"{image.stem}.png"
     return Item(
         name=image.stem,
@@ -101,11 +98,35 @@ def _item(root: Path, image: Path, facts: dict[str, str], mpp: float | None) -> 
         labels=labels,
         instances=instances,
         types=types if types.is_file() else None,
-        mpp=float(given),
+        mpp=_mpp(image, facts, mpp),
         group=facts.get("group") or image.stem,
         source=facts.get("source") or root.name,
         licence=facts.get("licence", ""),
     )
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Return (width, height) of a picture."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{path}: cannot be read as a picture ({error}); check that the copy is whole") from None
+
+
+def _mpp(image: Path, facts: dict[str, str], mpp: float | None) -> float:
+    given = facts.get("mpp") or mpp
+    if given is None:
+        raise UsageError(f"{image}: its mpp is not known and not guessed; give --mpp, or a column mpp in items.csv")
+    try:
+        value = float(given)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 200:
+        raise UsageError(
+            f"{image}: its mpp is {given!r}, expected micrometres per pixel from 0.01 to 200, such as 0.25"
+        )
+    return value
 
 
 def _read_facts(path: Path) -> dict[str, dict[str, str]]:

@@ -1,0 +1,73 @@
+"""Annotated images on disk: what is read, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsi_seg.dataset import open_dataset
+from wsi_seg.errors import UsageError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One image with instances, one with a mask."""
+    for name in ("images", "labels", "masks"):
+        (tmp_path / name).mkdir()
+    labels = np.zeros((20, 30), np.uint16)
+    labels[2:8, 2:8], labels[2:8, 8:12], labels[12:18, 20:28] = 1, 2, 300
+    for name in ("a", "b"):
+        Image.new("RGB", (30, 20), (200, 150, 200)).save(tmp_path / "images" / f"{name}.png")
+    Image.fromarray(labels).save(tmp_path / "labels" / "a.png")
+    Image.fromarray((labels > 0).astype(np.uint8) * 255).save(tmp_path / "masks" / "b.png")
+    return tmp_path
+
+
+def test_instances_are_kept_and_masks_become_components(folder: Path) -> None:
+    a, b = open_dataset(folder, mpp=0.25)
+    assert (a.instances, b.instances) == (True, False)
+    assert set(np.unique(a.read_labels())) == {0, 1, 2, 300}
+    assert set(np.unique(b.read_labels())) == {0, 1, 2}, "touching nuclei of a mask are one component"
+    assert a.read_image().shape == (20, 30, 3)
+    assert a.read_types() is None
+
+
+def test_items_csv_gives_group_and_mpp(folder: Path) -> None:
+    (folder / "items.csv").write_text("name,group,source,mpp,licence\na,patient 1,here,0.5,CC0\n")
+    a, b = open_dataset(folder, mpp=0.25)
+    assert (a.group, a.source, a.mpp, a.licence) == ("patient 1", "here", 0.5, "CC0")
+    assert (b.group, b.mpp) == ("b", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ("name,mpp\na,wide\n", "its mpp is 'wide'"),
+        ("name,mpp\na,0\n", "its mpp is '0'"),
+        ("name,mmp\na,1\n", "did you mean 'mpp'"),
+        ("name,mpp\nc,1\n", "there is no image called 'c'"),
+        ("name,group\na,x\n", "its mpp is not known and not guessed"),
+    ],
+)
+def test_mistakes_in_items_csv_are_named(items: str, said: str, folder: Path) -> None:
+    (folder / "items.csv").write_text(items)
+    with pytest.raises(UsageError, match=said):
+        open_dataset(folder)
+
+
+def test_mistakes_in_the_folder_are_named(folder: Path) -> None:
+    with pytest.raises(UsageError, match="no images in"):
+        open_dataset(folder / "labels", mpp=0.25)
+    Image.new("L", (30, 21)).save(folder / "masks" / "b.png")
+    with pytest.raises(UsageError, match="is 30 x 21 px, but its image is 30 x 20 px"):
+        open_dataset(folder, mpp=0.25)
+    (folder / "masks" / "b.png").unlink()
+    with pytest.raises(UsageError, match="has no annotation"):
+        open_dataset(folder, mpp=0.25)
+    (folder / "images" / "b.png").write_bytes(b"no picture")
+    (folder / "masks" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(UsageError, match="cannot be read as a picture"):
+        open_dataset(folder, mpp=0.25)

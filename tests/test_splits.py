@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsi_seg.errors import OutputError, UsageError
+from wsi_seg.splits import Member, by_fold, by_group, by_ratio, check, read_splits, write_splits
+
+GROUPS = {f"image {k}": f"patient {k // 3}" for k in range(60)}  # 20 patients of 3 images
+
+
+@pytest.mark.parametrize("shares", [{"train": 0.7, "valid": 0.3}, {"train": 0.8, "valid": 0.2}])
+def test_ratio_is_met_with_whole_groups(shares: dict[str, float]) -> None:
+    members = by_ratio(GROUPS, shares)
+    check(members)
+    assert sorted(member.name for member in members) == sorted(GROUPS)
+    counts = Counter(member.split for member in members)
+    assert {split: count / 60 for split, count in counts.items()} == pytest.approx(shares)
+
+
+def test_splits_depend_on_the_seed_and_not_on_the_order() -> None:
+    shares = {"train": 0.7, "valid": 0.3}
+    backwards = dict(reversed(GROUPS.items()))
+    assert by_ratio(GROUPS, shares, 1) == by_ratio(backwards, shares, 1)
+    assert by_ratio(GROUPS, shares, 1) != by_ratio(GROUPS, shares, 2)
+    assert by_fold(GROUPS, 4, 1) == by_fold(backwards, 4, 1)
+    # fixed by hashing, so it holds for any Python and machine
+    three = by_ratio({"a": "a", "b": "b", "c": "c"}, {"train": 0.6, "valid": 0.4}, 0)
+    assert [member.split for member in three] == ["train", "valid", "train"]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=3, max_size=12),
+    share=st.floats(0.02, 0.98),
+    seed=st.integers(0, 99),
+)
+def test_no_split_is_empty_and_no_group_divided(sizes: list[int], share: float, seed: int) -> None:
+    groups = {f"{group}-{k}": str(group) for group, size in enumerate(sizes) for k in range(size)}
+    members = by_ratio(groups, {"train": share, "valid": (1 - share) / 2, "test": (1 - share) / 2}, seed)
+    check(members)
+    assert {member.split for member in members} == {"train", "valid", "test"}
+    assert len(members) == len(groups)
+    for fold in by_fold(groups, 3, seed):
+        check(fold)
+        assert {member.split for member in fold} == {"train", "valid"}
+
+
+def test_folds_validate_each_image_once() -> None:
+    folds = by_fold(GROUPS, 4)
+    valid = [member.name for fold in folds for member in fold if member.split == "valid"]
+    assert sorted(valid) == sorted(GROUPS)
+    assert [sum(m.split == "valid" for m in fold) for fold in folds] == [15, 15, 15, 15]
+
+
+def test_named_groups_are_held_out() -> None:
+    members = by_group(GROUPS, {"test": ["patient 3", "patient 4"], "valid": ["patient 0"]})
+    assert Counter(member.split for member in members) == {"train": 51, "test": 6, "valid": 3}
+    with pytest.raises(UsageError, match="there is no group 'patient 33'; did you mean"):
+        by_group(GROUPS, {"test": ["patient 33"]})
+    with pytest.raises(UsageError, match="is in test and in valid"):
+        by_group(GROUPS, {"test": ["patient 3"], "valid": ["patient 3"]})
+    with pytest.raises(UsageError, match="train: is empty"):
+        by_group(GROUPS, {"test": set(GROUPS.values())})
+
+
+@pytest.mark.parametrize("shares", [{}, {"train": 1.0}, {"train": 0.5, "valid": 0.4}, {"train": 1.5, "valid": -0.5}])
+def test_shares_sum_to_one(shares: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="expected two or more between 0 and 1 that sum to 1"):
+        by_ratio(GROUPS, shares)
+
+
+def test_too_few_groups_are_told() -> None:
+    with pytest.raises(UsageError, match="1 groups for 2 splits"):
+        by_ratio({"a": "p", "b": "p"}, {"train": 0.5, "valid": 0.5})
+    with pytest.raises(UsageError, match="expected 2 or more"):
+        by_fold(GROUPS, 1)
+
+
+def test_a_group_in_two_splits_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"the group 'p' is in train \(a\) and in valid \(b\)"):
+        check([Member("a", "p", "train"), Member("b", "p", "valid")])
+    with pytest.raises(UsageError, match="'a' is listed 2 times"):
+        check([Member("a", "p", "train"), Member("a", "p", "train")])
+
+
+def test_the_file_list_comes_back_and_is_checked(tmp_path: Path) -> None:
+    members = by_ratio(GROUPS, {"train": 0.8, "valid": 0.2})
+    write_splits(tmp_path / "splits.csv", members)
+    assert sorted(read_splits(tmp_path / "splits.csv")) == sorted(members)
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_splits(tmp_path / "missing" / "splits.csv", members)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("name,split\na,train\n", "has the columns name, split; expected name, group, split"),
+        ("", "has the columns nothing"),
+        ("name,group,split\na,p\n", "line 2 lacks a value"),
+        ("name,group,split\na,p,train\nb,p,valid\n", "the group 'p' is in train"),
+    ],
+)
+def test_a_bad_file_list_is_told(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "bad.csv").write_text(content)
+    with pytest.raises(UsageError, match=told):
+        read_splits(tmp_path / "bad.csv")
+    with pytest.raises(UsageError, match="there is no such file list"):
+        read_splits(tmp_path / "none.csv")

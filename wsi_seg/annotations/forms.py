@@ -1,0 +1,50 @@
+"""All forms by name, and the checks that hold for each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wsi_seg.annotations.base import Annotation, Form, Options, Shape
+from wsi_seg.catalog import Registry
+from wsi_seg.errors import UsageError
+
+FORMS = Registry(
+    "form of annotation",
+    "wsi_seg.annotations",
+    {
+        "aperio-xml": "wsi_seg.annotations.aperio_xml:APERIO_XML",
+        "brecahad": "wsi_seg.annotations.points:BRECAHAD",
+        "brca-m2c": "wsi_seg.annotations.points:BRCA_M2C",
+        "colours": "wsi_seg.annotations.colours:COLOURS",
+        "binary": "wsi_seg.annotations.masks:BINARY",
+        "labels": "wsi_seg.annotations.masks:LABELS",
+        "qupath": "wsi_seg.annotations.qupath:QUPATH",
+        "observers": "wsi_seg.annotations.volumes:OBSERVERS",
+    },
+)
+
+
+def read_annotation(form: Form, path: str | Path, shape: Shape, options: Options | None = None) -> Annotation:
+    """Return the annotation of an image, having checked that it covers the image and has a nucleus.
+
+    shape: (H, W) of the image in pixels, or (Z, H, W) of a volume.
+    """
+    path, options = Path(path), options or Options()
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such annotation; expected one file per image")
+    annotation = form.read(path, shape, options)
+    if annotation.labels.shape != shape:
+        raise UsageError(
+            f"{path}: is {_size(annotation.labels.shape)} px, but its image is {_size(shape)} px; "
+            "an annotation covers its image pixel for pixel"
+        )
+    if not options.allow_empty and not annotation.labels.any():
+        raise UsageError(
+            f"{path}: has no nucleus inside the image; leave the image out, or give --allow-empty if that is right"
+        )
+    return annotation
+
+
+def _size(shape: Shape) -> str:
+    """Return "width x height", or "width x height x depth"."""
+    return " x ".join(str(n) for n in reversed(shape))

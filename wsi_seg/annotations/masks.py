@@ -1,0 +1,89 @@
+"""Masks of one channel.
+
+binary: what hangs together over sides is one nucleus, so touching nuclei are fused.
+
+labels: each value is a nucleus; pictures of 8, 16 or 32 bits, TIFF volumes, and .npz with the key mask. Types come from
+the key types, or from a picture of the same name in a folder types/ beside the folder of labels; `classes` names them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi_seg.annotations.base import Annotation, Form, Labels, Options, Shape, Types, components, refuse_classes
+from wsi_seg.annotations.pictures import PICTURES, read_grey, read_npz
+from wsi_seg.errors import UsageError
+
+
+def read_binary(path: Path, shape: Shape, options: Options) -> Annotation:
+    """Return the components of a mask of two values, of which 0 is background."""
+    refuse_classes(path, options, "binary")
+    return Annotation(components(foreground(path, _read(path))))
+
+
+def read_labels(path: Path, shape: Shape, options: Options) -> Annotation:
+    """Return a label image, and its types where there are some."""
+    labels = _whole_numbers(path, _read(path))
+    types = _read_types(path)
+    if types is None:
+        refuse_classes(path, options, "labels without types/")
+        return Annotation(labels)
+    if types.shape != labels.shape:
+        raise UsageError(f"{path}: labels are {labels.shape} but types {types.shape}; expected a type for each pixel")
+    return Annotation(labels, np.where(labels > 0, types, 0).astype(np.uint8), _names(path, types, options.classes))
+
+
+def foreground(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return where a mask is not 0, having checked that it is binary."""
+    found = np.unique(values)
+    if len(found) > 2 or (len(found) == 2 and found[0] != 0):
+        shown = ", ".join(f"{value:g}" for value in found[:4])
+        raise UsageError(
+            f"{path}: has the values {shown}{' ...' if len(found) > 4 else ''}; a binary mask has 0 and one more. "
+            "If each value is a nucleus, the form is labels; if edges are grey, save it again without smoothing or JPEG"
+        )
+    return np.asarray(values != 0)
+
+
+def _read(path: Path) -> npt.NDArray[Any]:
+    if path.suffix.lower() != ".npz":
+        return read_grey(path)
+    values = read_npz(path, "mask")
+    if values is None:
+        raise UsageError(f"{path}: has no array called mask; expected the mask under that key")
+    return values
+
+
+def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> Labels:
+    if values.dtype.kind not in "bui":
+        raise UsageError(f"{path}: holds {values.dtype}; expected whole numbers, one per nucleus")
+    if values.size and (int(values.min()) < 0 or int(values.max()) > np.iinfo(np.int32).max):
+        raise UsageError(f"{path}: has labels from {values.min()} to {values.max()}; expected 0 to 2147483647")
+    return values.astype(np.int32)
+
+
+def _read_types(path: Path) -> Types | None:
+    beside = path.parent.parent / "types" / f"{path.stem}.png"
+    values = read_npz(path, "types") if path.suffix.lower() == ".npz" else None
+    if values is None and beside.is_file() and beside != path:
+        values = read_grey(beside)
+    if values is None:
+        return None
+    whole = _whole_numbers(path, values)
+    if whole.size and whole.max() > np.iinfo(np.uint8).max:
+        raise UsageError(f"{path}: has the type {whole.max()}; expected 1 to 255")
+    return whole.astype(np.uint8)
+
+
+def _names(path: Path, types: Types, given: tuple[str, ...]) -> tuple[str, ...]:
+    if given and types.max() > len(given):
+        raise UsageError(f"{path}: has the type {types.max()}, but --classes names {len(given)}; name them all")
+    return given
+
+
+BINARY = Form(read_binary, (*PICTURES, ".npz"))
+LABELS = Form(read_labels, (*PICTURES, ".npz"))

@@ -1,0 +1,73 @@
+"""Pixels of annotation files, with errors that name the file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image, UnidentifiedImageError
+
+from wsi_seg.errors import UsageError
+
+TIFFS = (".tif", ".tiff")
+PICTURES = (".png", *TIFFS, ".bmp", ".gif", ".jpg", ".jpeg")
+
+
+def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
+    """Return (H, W, 3) uint8; palettes are looked up."""
+    with _opened(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def read_grey(path: Path) -> npt.NDArray[Any]:
+    """Return the values of a picture with one channel, (H, W), or (Z, H, W) of a TIFF volume.
+
+    A picture whose three channels are equal counts as one channel; of a palette picture the indices are taken.
+    """
+    values = read_tiff(path) if path.suffix.lower() in TIFFS else _read_other(path)
+    if values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8:
+        if (values[..., :3] != values[..., :1]).any():
+            raise UsageError(f"{path}: is in colour; expected one grey channel, or the form colours")
+        values = values[..., 0]
+    if values.ndim not in (2, 3):
+        raise UsageError(
+            f"{path}: has {values.ndim} dimensions, {values.shape}; expected (H, W), or (Z, H, W) of a volume"
+        )
+    return values
+
+
+def read_npz(path: Path, key: str) -> npt.NDArray[Any] | None:
+    """Return the array called `key` of an .npz file, None where there is none; pickled content is refused."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return np.asarray(arrays[key]) if key in arrays else None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); expected an .npz file of plain arrays") from None
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except UnidentifiedImageError:
+        raise UsageError(f"{path}: is no picture; expected one of {', '.join(PICTURES)}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); expected a whole picture") from None
+    return image
+
+
+def _read_other(path: Path) -> npt.NDArray[Any]:
+    with _opened(path) as image:
+        return np.asarray(image)
+
+
+def read_tiff(path: Path) -> npt.NDArray[Any]:
+    """Return all pages of a TIFF, in its own type."""
+    try:
+        return np.asarray(tifffile.imread(path))
+    except (tifffile.TiffFileError, OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); expected a whole TIFF") from None

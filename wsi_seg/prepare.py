@@ -1,0 +1,280 @@
+"""Images and annotations in any form -> a dataset of the one form that training and evaluation read.
+
+    images + annotations -> pairs by name -> labels, types    annotations/
+      -> images/, labels/, types/, items.csv                  dataset.py says what they are
+      -> classes.csv, statistics.csv, splits.csv, sheet.png
+
+It is written under another name and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from wsi_seg.annotations.base import Form, Labels, Options, Types
+from wsi_seg.annotations.forms import FORMS, read_annotation
+from wsi_seg.annotations.pictures import TIFFS, read_rgb, read_tiff
+from wsi_seg.annotations.statistics import Row, class_names, kinds_of, tabulate
+from wsi_seg.annotations.volumes import agreement, read_masks
+from wsi_seg.dataset import IMAGE_SUFFIXES, ITEM_COLUMNS, Item, open_dataset
+from wsi_seg.errors import OutputError, UsageError
+from wsi_seg.sheet import Cell, colour_of, draw_sheet
+from wsi_seg.splits import by_ratio, write_splits
+
+MOST_LABELS = 65535  # of a uint16 PNG
+SHOWN = 12  # images on the sheet
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is said of all images.
+
+    group_from: regular expression searched in an image's name; its first bracket, or all of it, is the group. Without
+    it each image or volume is a group of its own. shares: of the splits, none to leave splitting to training.
+    """
+
+    source: str = ""
+    licence: str = ""
+    group_from: str | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+
+def prepare(
+    images: str | Path,
+    annotations: str | Path,
+    out: str | Path,
+    *,
+    form: str,
+    options: Options | None = None,
+    facts: Facts | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Item]:
+    """Write a dataset to `out`, which must not exist, and return its items.
+
+    images: folder of pictures, or of TIFF volumes, whose slices become images. annotations: folder in the named form,
+    each called as its image. progress: called with images done and in all.
+    """
+    out, options, facts = Path(out), options or Options(), facts or Facts()
+    if out.exists():
+        raise OutputError(f"{out}: exists; give --out a name that is free, or remove it")
+    kind: Form = FORMS.load(form)
+    pairs = pair(Path(images), Path(annotations), kind)
+    for image, _ in pairs:  # told before anything is read
+        group_of(image.stem, facts.group_from)
+    if kind.find_classes is not None and not options.classes:
+        found = sorted(set().union(*(kind.find_classes(path) for _, path in pairs)))
+        options = options.model_copy(update={"classes": tuple(found)})
+    folder = _beside(out)
+    try:
+        writer = _Writer(folder, options, facts)
+        for done, (image, annotation) in enumerate(pairs, start=1):
+            writer.add(image, annotation, kind)
+            progress(done, len(pairs))
+        writer.finish(out.name)
+        folder.chmod(0o755)  # temporary folders are private
+        folder.rename(out)
+    except OSError as error:
+        raise OutputError(
+            f"{out}: cannot be written ({error.strerror or error}); nothing is kept, run it again where there is room"
+        ) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return open_dataset(out)
+
+
+def pair(images: Path, annotations: Path, form: Form) -> list[tuple[Path, Path]]:
+    """Return each image with the annotation of its name, sorted; UsageError names what has no partner."""
+    pictures = _by_stem(images, IMAGE_SUFFIXES)
+    files = _by_stem(annotations, form.suffixes)
+    missing = sorted(pictures.keys() - files.keys())
+    if missing:
+        raise UsageError(
+            f"{pictures[missing[0]]}: has no annotation ({len(missing)} of {len(pictures)} have none); "
+            f"expected {annotations / missing[0]}{' or '.join(form.suffixes)}"
+        )
+    spare = sorted(files.keys() - pictures.keys())
+    if spare:
+        raise UsageError(f"{files[spare[0]]}: annotates no image; expected one called {spare[0]!r} in {images}")
+    return [(pictures[stem], files[stem]) for stem in sorted(pictures)]
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Return (H, W, 3) uint8 RGB, or (Z, H, W, 3) of a TIFF volume.
+
+    Grey of more than 8 bits is stretched from its 0.1 to its 99.9 percentile, over all slices alike.
+    """
+    if path.suffix.lower() not in TIFFS:
+        return read_rgb(path)
+    values = read_tiff(path)
+    if values.dtype == np.uint8 and (values.ndim == 2 or values.shape[2:] in ((3,), (4,))):
+        return read_rgb(path)  # which knows palettes and YCbCr
+    if values.ndim not in (2, 3):
+        raise UsageError(f"{path}: has the shape {values.shape}; expected a picture, or a grey volume (Z, H, W)")
+    if values.itemsize > 1:
+        low, high = (float(q) for q in np.percentile(values, (0.1, 99.9)))
+        values = np.clip((values.astype(np.float32) - low) * (255 / max(high - low, 1e-6)), 0, 255).round()
+    return np.repeat(values.astype(np.uint8)[..., None], 3, axis=-1)
+
+
+class _Writer:
+    """Writes images and labels one by one, and what is known of them all at the end."""
+
+    def __init__(self, folder: Path, options: Options, facts: Facts) -> None:
+        self.folder, self.options, self.facts = folder, options, facts
+        self.rows: list[Row] = []
+        self.classes: tuple[str, ...] = ()
+        self.typed: bool | None = None
+        self.agreements: list[tuple[str, str, str, str, str]] = []
+        for name in ("images", "labels"):
+            (folder / name).mkdir()
+
+    def add(self, image: Path, path: Path, form: Form) -> None:
+        """Write one image or all slices of a volume."""
+        rgb = read_image(image)
+        annotation = read_annotation(form, path, rgb.shape[:-1], self.options)
+        mpp = self.options.mpp or annotation.mpp
+        if mpp is None:
+            raise UsageError(f"{image}: its mpp is not known and not guessed; give --mpp")
+        if self.typed not in (None, annotation.types is not None):
+            had = (
+                "lacks types, but those before it have them"
+                if self.typed
+                else "has types, but those before it lack them"
+            )
+            raise UsageError(f"{path}: {had}; expected all or none")
+        self.typed, self.classes = annotation.types is not None, annotation.classes or self.classes
+        group = group_of(image.stem, self.facts.group_from)
+        if path.is_dir():
+            self.agreements += _agreements(image.stem, path)
+        if rgb.ndim == 3:
+            self._write(image.stem, group, mpp, rgb, annotation.labels, annotation.types)
+            return
+        for z, plane in enumerate(rgb):
+            types = None if annotation.types is None else annotation.types[z]
+            self._write(f"{image.stem}_z{z:04d}", group, mpp, plane, annotation.labels[z], types)
+
+    def finish(self, name: str) -> None:
+        """Write the tables and the sheet, having read the dataset as training will."""
+        source = self.facts.source or name
+        items = [(row.name, row.group, source, f"{row.mpp:g}", self.facts.licence) for row in self.rows]
+        _write_csv(self.folder / "items.csv", ITEM_COLUMNS, items)
+        names = class_names(self.rows, self.classes) if self.typed else []
+        if names:
+            _write_csv(self.folder / "classes.csv", ("type", "name"), enumerate(names, start=1))
+        _write_csv(self.folder / "statistics.csv", *tabulate(self.rows, names))
+        if self.agreements:
+            _write_csv(self.folder / "agreement.csv", ("name", "measure", "a", "b", "value"), self.agreements)
+        if self.facts.shares:
+            groups = {row.name: row.group for row in self.rows}
+            write_splits(self.folder / "splits.csv", by_ratio(groups, self.facts.shares, self.facts.seed))
+        _draw(self.folder / "sheet.png", name, open_dataset(self.folder), self.rows, names)
+
+    def _write(
+        self, name: str, group: str, mpp: float, rgb: npt.NDArray[np.uint8], labels: Labels, types: Types | None
+    ) -> None:
+        numbers, compact = np.unique(labels, return_inverse=True)
+        labels = (compact.reshape(labels.shape) + (numbers[0] != 0)).astype(np.int32)  # 1, 2 ... without gaps
+        if labels.max() > MOST_LABELS:
+            raise UsageError(f"{name}: has {labels.max()} nuclei, and labels are uint16; cut it into smaller images")
+        Image.fromarray(rgb).save(self.folder / "images" / f"{name}.png", compress_level=3)
+        Image.fromarray(labels.astype(np.uint16)).save(self.folder / "labels" / f"{name}.png")
+        if types is not None:
+            (self.folder / "types").mkdir(exist_ok=True)
+            Image.fromarray(types).save(self.folder / "types" / f"{name}.png")
+        areas = np.bincount(labels.ravel())[1:]
+        height, width = labels.shape
+        self.rows.append(Row(name, group, width, height, mpp, areas, kinds_of(labels, types)))
+
+
+def group_of(name: str, expression: str | None) -> str:
+    """Return what the expression's first bracket, or all of it, finds in the name; without expression the name."""
+    if expression is None:
+        return name
+    try:
+        found = re.search(expression, name)
+    except re.error as error:
+        raise UsageError(f"--group-from '{expression}' is no regular expression ({error})") from None
+    group = found and (found.group(1) if found.re.groups else found.group())
+    if not group:
+        raise UsageError(f"--group-from '{expression}' is not found in {name!r}; expected a group for each image")
+    return group
+
+
+def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Return the files that end with one of the suffixes by what comes before it; the suffix "" is a folder."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        ending = next((s for s in sorted(suffixes, key=len, reverse=True) if path.name.lower().endswith(s)), None)
+        if ending is None or path.name.startswith(".") or path.is_dir() != (ending == ""):
+            continue
+        stem = path.name.removesuffix(path.name[len(path.name) - len(ending) :])
+        if stem in found:
+            raise UsageError(f"{path}: is called as {found[stem].name} is; expected one file per image")
+        found[stem] = path
+    if not found:
+        raise UsageError(
+            f"{folder}: has no files that end with {', '.join(s or 'nothing (folders)' for s in suffixes)}"
+        )
+    return found
+
+
+def _agreements(name: str, folder: Path) -> list[tuple[str, str, str, str, str]]:
+    masks = read_masks(folder)
+    if len(masks) < 2:
+        return []
+    found = agreement(masks)
+    pairs = [(name, "dice", a, b, f"{value:.4f}") for (a, b), value in found.dice.items()]
+    pairs += [(name, "cohen_kappa", a, b, f"{value:.4f}") for (a, b), value in found.cohen.items()]
+    return [*pairs, (name, "fleiss_kappa", "all", "", f"{found.fleiss:.4f}")]
+
+
+def _draw(path: Path, name: str, items: Sequence[Item], rows: Sequence[Row], classes: Sequence[str]) -> None:
+    """Draw images spread evenly over the dataset."""
+    row_of = {row.name: row for row in rows}
+    chosen = sorted({round(k) for k in np.linspace(0, len(items) - 1, SHOWN)})
+    cells = [_cell(items[k], len(row_of[items[k].name].areas_px)) for k in chosen]
+    nuclei, groups = sum(len(row.areas_px) for row in rows), len({row.group for row in rows})
+    size = f"{_number(len(items), 'image')} of {_number(groups, 'group')}, {_number(nuclei, 'object')}"
+    legend = {text: colour_of(kind) for kind, text in enumerate(classes, start=1)}
+    draw_sheet(path, cells, name, f"{size}; {len(cells)} shown, each where it has most", legend)
+
+
+def _cell(item: Item, nuclei: int) -> Cell:
+    note = f"{_number(nuclei, 'object')}, {item.mpp:g} um/px" + (
+        f", group {item.group}" if item.group != item.name else ""
+    )
+    return Cell(item.read_image(), item.read_labels(), item.read_types(), item.mpp, item.name, note)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _beside(out: Path) -> Path:
+    """Make and return an empty folder beside `out`, so that renaming it is one step."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from None

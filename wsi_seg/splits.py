@@ -1,0 +1,151 @@
+"""Which image trains and which one tests: whole groups, seeded, decided before anything is augmented.
+
+A group is what must not be divided, such as a patient. Splits depend on the names of groups and the seed only, so the
+order in which files are listed changes nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from wsi_seg.errors import OutputError, UsageError, suggest
+
+COLUMNS = ("name", "group", "split")
+
+
+class Member(NamedTuple):
+    """One image's place: its name, its group, and the split that it is in."""
+
+    name: str
+    group: str
+    split: str
+
+
+def by_ratio(groups: Mapping[str, str], shares: Mapping[str, float], seed: int = 0) -> list[Member]:
+    """Return a split whose parts have about the given shares of images, such as {"train": 0.8, "valid": 0.2}.
+
+    groups: name of each image -> its group. Shares are met as nearly as whole groups allow; no split stays empty.
+    """
+    if not shares or any(not 0 < share < 1 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        shown = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise UsageError(f"the shares are {shown or 'none'}; expected two or more between 0 and 1 that sum to 1")
+    sizes = _sizes(groups, len(shares))
+    wanting = {split: share * len(groups) for split, share in shares.items()}
+    split_of: dict[str, str] = {}
+    for place, group in enumerate(_shuffled(sizes, seed)):
+        unused = [split for split in shares if split not in split_of.values()]
+        # each split needs a group: with as many left as are empty, only those may take one
+        choices = unused if len(unused) == len(sizes) - place else list(shares)
+        split = max(choices, key=lambda split: wanting[split])
+        split_of[group] = split
+        wanting[split] -= sizes[group]
+    return _members(groups, split_of)
+
+
+def by_fold(groups: Mapping[str, str], folds: int, seed: int = 0) -> list[list[Member]]:
+    """Return one split per fold into train and valid; each image is in valid in exactly one of them.
+
+    Folds have about as many images as one another, as nearly as whole groups allow.
+    """
+    if folds < 2:
+        raise UsageError(f"there are {folds} folds; expected 2 or more")
+    sizes = _sizes(groups, folds)
+    fold_of: dict[str, int] = {}
+    filled = [0] * folds
+    # the largest first, so that the small ones even out what is left
+    for group in sorted(_shuffled(sizes, seed), key=lambda group: -sizes[group]):
+        fold_of[group] = min(range(folds), key=lambda fold: filled[fold])
+        filled[fold_of[group]] += sizes[group]
+    return [
+        _members(groups, {group: "valid" if own == fold else "train" for group, own in fold_of.items()})
+        for fold in range(folds)
+    ]
+
+
+def by_group(groups: Mapping[str, str], held: Mapping[str, Iterable[str]], rest: str = "train") -> list[Member]:
+    """Return a split with groups as `held` says, such as {"test": ["patient 7"]}, and all others in `rest`."""
+    known = set(groups.values())
+    split_of = dict.fromkeys(known, rest)
+    placed: dict[str, str] = {}
+    for split, chosen in held.items():
+        for group in chosen:
+            if group not in known:
+                raise UsageError(f"split {split}: there is no group {group!r}{suggest(group, known)}")
+            if placed.setdefault(group, split) != split:
+                raise UsageError(f"group {group!r} is in {placed[group]} and in {split}; a group is in one split only")
+    split_of |= placed
+    if rest not in split_of.values():
+        raise UsageError(f"split {rest}: is empty, since all {len(known)} groups are held out; leave it some")
+    return _members(groups, split_of)
+
+
+def check(members: Sequence[Member], where: str = "split") -> None:
+    """Raise UsageError where an image is listed twice or a group is in two splits, which would leak."""
+    for name, times in Counter(member.name for member in members).items():
+        if times > 1:
+            raise UsageError(f"{where}: the image {name!r} is listed {times} times; expected each once")
+    split_of: dict[str, Member] = {}
+    for member in members:
+        first = split_of.setdefault(member.group, member)
+        if first.split != member.split:
+            raise UsageError(
+                f"{where}: the group {member.group!r} is in {first.split} ({first.name}) and in {member.split} "
+                f"({member.name}), so what is tested was trained on; keep a group in one split"
+            )
+
+
+def write_splits(path: str | Path, members: Sequence[Member]) -> None:
+    """Write the file list, sorted by name, having checked it."""
+    check(members, str(path))
+    try:
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows(sorted(members))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def read_splits(path: str | Path) -> list[Member]:
+    """Return a file list, having checked it."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                found = ", ".join(reader.fieldnames or ()) or "nothing"
+                raise UsageError(f"{path}: has the columns {found}; expected {', '.join(COLUMNS)}")
+            members = [Member(*(row[column] or "" for column in COLUMNS)) for row in reader]
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file list; prepare --split writes one") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: is no CSV ({error}); expected {', '.join(COLUMNS)}") from None
+    for number, member in enumerate(members, start=2):
+        if not all(member):
+            raise UsageError(f"{path}: line {number} lacks a value; expected name, group and split")
+    check(members, str(path))
+    return members
+
+
+def _sizes(groups: Mapping[str, str], splits: int) -> Counter[str]:
+    """Return how many images each group has, having checked that there is a group for each split."""
+    sizes = Counter(groups.values())
+    if len(sizes) < splits:
+        raise UsageError(
+            f"there are {len(sizes)} groups for {splits} splits, and a group is never divided; "
+            "ask for fewer splits, or group more finely"
+        )
+    return sizes
+
+
+def _shuffled(groups: Iterable[str], seed: int) -> list[str]:
+    """Return the groups in an order that depends on each one's name and the seed, on any machine and Python."""
+    return sorted(groups, key=lambda group: hashlib.sha256(f"{seed}\n{group}".encode()).digest())
+
+
+def _members(groups: Mapping[str, str], split_of: Mapping[str, str]) -> list[Member]:
+    return [Member(name, groups[name], split_of[groups[name]]) for name in sorted(groups)]
