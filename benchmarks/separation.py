@@ -1,6 +1,6 @@
 """Separation of nuclei on one core: speed, and AJI when fed maps made from MoNuSeg's own ground truth.
 
-    python benchmarks/separation.py [DATA]      DATA has nuclei/monuseg_train/labels; default $WSI_SEG_DATA
+python benchmarks/separation.py [DATA]      DATA has nuclei/monuseg_train/labels; default $WSI_SEG_DATA
 """
 
 from __future__ import annotations

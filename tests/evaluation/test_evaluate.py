@@ -1,0 +1,244 @@
+"""Evaluation of models and of labels: scores, files, and what is wrong with the input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from wsi_seg.api import load_model, segment_image
+from wsi_seg.cli.evaluate import evaluate as command
+from wsi_seg.dataset import open_dataset
+from wsi_seg.errors import ModelError, OutputError, UsageError
+from wsi_seg.evaluation import Row, evaluate, evaluate_labels
+from wsi_seg.evaluation.report import evaluate_into
+from wsi_seg.evaluation.scoring import METRICS
+from wsi_seg.evaluation.tools import check_tool, holds_labels, run_labels
+
+FILES = ["curves.png", "index.html", "panels", "per_image.csv", "pr.csv", "roc.csv", "summary.json"]
+
+
+def run(*arguments: str | float | Path) -> str:
+    return CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False).stdout
+
+
+def files_of(folder: Path, tool: Path, rows: list[Row]) -> None:
+    """Write the report of labels into a folder, gathering the rows."""
+    items = open_dataset(folder)
+    evaluate_into(folder.parent / "out", lambda seen: run_labels(str(tool), items, seen), items, rows.append)
+
+
+def test_truth_as_prediction_scores_one_in_all(made: Path) -> None:
+    for row in evaluate_labels(made, open_dataset(made)):
+        assert row.scores.keys() == METRICS.keys()
+        assert set(row.scores.values()) == {1.0}
+
+
+def test_truth_of_real_images_scores_one_in_all(data_root: Path) -> None:
+    folder = data_root / "nuclei" / "tnbc_dev"
+    rows = evaluate_labels(folder, open_dataset(folder, 0.25))
+    assert {value for row in rows for value in row.scores.values()} == {1.0}
+
+
+def test_a_model_is_scored_as_a_run_segments(real: Path, small_model: Path, tmp_path: Path) -> None:
+    out, file = tmp_path / "out", tmp_path / "all.json"
+    shown = run("--model", small_model, "--data", real, "--mpp", 0.25, "--out", out, "--json", file, "--device", "cpu")
+    assert "AJI" in shown
+    assert json.loads(file.read_text()) == json.loads((out / "summary.json").read_text())
+    overall = json.loads(file.read_text())["overall"]
+    assert 0.6 < overall["dice"]["mean"] < 1
+    assert 0.9 < overall["roc_auc"]["mean"] < 1
+    assert overall["aji"]["low"] <= overall["aji"]["mean"] <= overall["aji"]["high"]
+    assert sorted(path.name for path in out.iterdir()) == FILES
+
+
+def test_rows_come_from_segment_image(real: Path, small_model: Path) -> None:
+    model, items = load_model(small_model, "cpu"), open_dataset(real, 0.25)[:1]
+    nuclei = segment_image(items[0].read_image(), model, 0.25, probability=True)
+    assert nuclei.probability is not None
+    assert nuclei.probability[nuclei.labels > 0].mean() > 127 > nuclei.probability[nuclei.labels == 0].mean()
+    rows = evaluate(model, items)
+    assert rows[0].nuclei_found == len(nuclei)
+    assert not rows[0].hard
+    assert rows[0].histogram.sum() == nuclei.labels.size
+
+
+def test_the_probability_is_on_the_pictures_own_pixels(real: Path, small_model: Path) -> None:
+    half = np.asarray(Image.open(next((real / "images").iterdir())).resize((128, 120)))
+    nuclei = segment_image(half, load_model(small_model, "cpu"), 0.5, probability=True)
+    assert nuclei.probability is not None
+    assert nuclei.probability.shape == nuclei.labels.shape == (120, 128)
+    assert nuclei.probability.dtype == np.uint8
+    assert segment_image(half, load_model(small_model, "cpu"), 0.5).probability is None
+
+
+def test_the_folder_holds_tables_curves_and_pictures(made: Path) -> None:
+    rows: list[Row] = []
+    files_of(made, made, rows)
+    out = made.parent / "out"
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    with (out / "per_image.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [line["name"] for line in table] == [row.name for row in rows]
+    assert {line[score] for line in table for score in METRICS} == {"1.000000"}
+    assert len((out / "roc.csv").read_text().splitlines()) == 258
+    for name in [row.name for row in rows]:
+        with Image.open(out / "panels" / f"{name}.png") as panel:
+            assert panel.width > 4 * 96
+    record = json.loads((out / "summary.json").read_text())
+    assert (record["images"], record["groups"]) == (6, 2)
+    assert record["by_group"].keys() == {"patient-0", "patient-1"}
+    assert record["by_source"].keys() == {"here", "there"}
+
+
+def test_the_page_links_only_to_what_is_beside_it_and_runs_no_script(made: Path) -> None:
+    files_of(made, made, [])
+    page = (made.parent / "out" / "index.html").read_text()
+    links = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(links) == 2 * 7
+    assert all((made.parent / "out" / unquote(link)).is_file() for link in links)
+    assert "<script" not in page
+    assert "By group" in page
+
+
+def test_undefined_scores_are_left_empty(made: Path) -> None:
+    """Masks that do not tell nuclei apart have no scores of nuclei."""
+    (made / "labels").rename(made / "masks")
+    rows: list[Row] = []
+    files_of(made, made / "masks", rows)
+    assert math.isnan(rows[0].scores["aji"])
+    assert rows[0].scores["dice"] == 1.0
+    record = json.loads((made.parent / "out" / "summary.json").read_text())
+    assert record["overall"]["aji"] == {"mean": None, "low": None, "high": None}
+    assert "6 annotations are masks" in " ".join(record["warnings"])
+
+
+def test_classes_are_compared_without_background(made: Path) -> None:
+    (made / "types").mkdir()
+    types = np.zeros((96, 96), np.uint8)
+    types[:48], types[48:, :48] = 1, 3
+    for item in open_dataset(made):
+        Image.fromarray(types).save(made / "types" / f"{item.name}.png")
+    row = evaluate_labels(made, open_dataset(made))[0]
+    assert {name: s for name, s in row.scores.items() if name not in METRICS} == {"dice_class_1": 1, "dice_class_3": 1}
+
+
+def test_given_probabilities_make_the_curve(made: Path) -> None:
+    (made / "probability").mkdir()
+    for item in open_dataset(made):
+        Image.fromarray(np.where(item.read_labels() > 0, 90, 100).astype(np.uint8)).save(
+            made / "probability" / f"{item.name}.png"
+        )
+    row = evaluate_labels(made, open_dataset(made))[0]
+    assert row.scores["roc_auc"] == 0.0
+    assert not row.hard
+
+
+def test_near_is_three_micrometres(made: Path) -> None:
+    """The nuclei of one image moved by 6 px are near at 0.25 um/px, and not at 1."""
+    item = open_dataset(made)[0]
+    moved = np.roll(item.read_labels(), 5, axis=1).astype(np.uint16)
+    folder = made.parent / "moved"
+    folder.mkdir()
+    Image.fromarray(moved).save(folder / f"{item.name}.png")
+    assert evaluate_labels(folder, [item])[0].scores["f1_12px"] == 1.0
+    (made / "items.csv").unlink()
+    assert evaluate_labels(folder, open_dataset(made, 1.0)[:1])[0].scores["f1_12px"] == 0.0
+
+
+def test_an_image_without_annotation_is_wrong(made: Path) -> None:
+    (made / "labels" / "p0_1.png").unlink()
+    with pytest.raises(UsageError, match=r"p0_1\.png: has no annotation"):
+        run("--model", "effunetpp", "--data", made)
+
+
+def test_sizes_that_differ_are_wrong(made: Path) -> None:
+    Image.fromarray(np.zeros((50, 96), np.uint16)).save(made / "labels" / "p0_1.png")
+    with pytest.raises(UsageError, match="is 96 x 50 px, but its image is 96 x 96 px"):
+        run("--model", "effunetpp", "--data", made)
+
+
+def test_a_coloured_annotation_is_wrong(made: Path) -> None:
+    Image.fromarray(np.zeros((96, 96, 3), np.uint8)).save(made / "labels" / "p0_1.png")
+    with pytest.raises(UsageError, match="one number per pixel"):
+        run("--predictions", made, "--data", made)
+
+
+def test_a_damaged_image_is_named(made: Path) -> None:
+    path = made / "images" / "p0_1.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UsageError, match=r"p0_1\.png.*cannot be read"):
+        evaluate_labels(made, open_dataset(made))
+
+
+def test_an_unknown_model_is_said_before_anything_is_written(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="did you mean 'effunetpp'"):
+        run("--model", "effunetp", "--data", made, "--out", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_no_images_are_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no images in"):
+        run("--model", "effunetpp", "--data", tmp_path)
+    with pytest.raises(UsageError, match="no images to evaluate"):
+        evaluate_labels(tmp_path, [])
+
+
+def test_an_unknown_mpp_is_not_guessed(made: Path) -> None:
+    (made / "items.csv").unlink()
+    with pytest.raises(UsageError, match="not guessed"):
+        run("--predictions", made, "--data", made)
+    with pytest.raises(UsageError, match="--mpp is 0"):
+        run("--predictions", made, "--data", made, "--mpp", 0)
+
+
+def test_missing_predictions_are_wrong(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        run("--predictions", tmp_path / "none", "--data", made)
+    (tmp_path / "some").mkdir()
+    with pytest.raises(UsageError, match=r"p0_0\.png: has no prediction; expected"):
+        run("--predictions", tmp_path / "some", "--data", made)
+
+
+def test_predictions_of_another_size_are_wrong(made: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "p0_0.png")
+    with pytest.raises(UsageError, match=r"p0_0\.png: has the shape \(5, 5\), but its image \(96, 96\)"):
+        evaluate_labels(tmp_path, open_dataset(made)[:1])
+
+
+def test_a_folder_in_use_is_not_written_over(made: Path) -> None:
+    (made.parent / "out").mkdir()
+    (made.parent / "out" / "mine").write_text("")
+    with pytest.raises(OutputError, match="exists"):
+        files_of(made, made, [])
+    assert [path.name for path in (made.parent / "out").iterdir()] == ["mine"]
+
+
+def test_nothing_is_left_where_an_image_fails(made: Path) -> None:
+    Image.fromarray(np.zeros((96, 96, 3), np.uint8)).save(made / "labels" / "p1_5.png")
+    with pytest.raises(UsageError):
+        files_of(made, made, [])
+    assert not list(made.parent.glob("*out*"))
+
+
+@pytest.mark.parametrize("options", [(), ("--model", "effunetpp", "--predictions", ".")])
+def test_one_of_model_and_predictions_is_given(options: tuple[str, ...], made: Path) -> None:
+    with pytest.raises(UsageError, match="either --model or --predictions"):
+        run(*options, "--data", made)
+
+
+def test_a_folder_of_labels_is_told_from_a_model(made: Path, small_model: Path) -> None:
+    assert holds_labels(str(made))
+    assert holds_labels(str(made / "labels"))
+    assert not holds_labels(str(small_model))
+    assert not holds_labels("effunetpp")
+    check_tool(str(made), open_dataset(made))
+    check_tool(str(small_model), open_dataset(made))

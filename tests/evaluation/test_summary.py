@@ -1,0 +1,94 @@
+"""Means, intervals and warnings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsi_seg.bundles import find_bundle
+from wsi_seg.config import ModelSpec
+from wsi_seg.dataset import Item, open_dataset
+from wsi_seg.evaluation.scoring import METRICS, Row
+from wsi_seg.evaluation.summary import beware, differences, intervals, seen_in_training, summarise
+
+HISTOGRAM = np.ones((2, 256), np.int64)
+
+
+def rows_with(values: list[float], groups: list[str]) -> list[Row]:
+    return [
+        Row(f"i{k}", group, "s", 0.25, 1, 1, dict.fromkeys(METRICS, value), HISTOGRAM, False)
+        for k, (value, group) in enumerate(zip(values, groups, strict=True))
+    ]
+
+
+def test_the_interval_of_a_mean_is_as_wide_as_theory_says() -> None:
+    values = np.random.default_rng(3).normal(0.5, 0.1, 200).tolist()
+    mean, low, high = intervals(rows_with(values, [str(k) for k in range(200)]))["aji"]
+    assert mean == pytest.approx(np.mean(values))
+    half = 1.96 * np.std(values) / np.sqrt(200)
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.002)
+
+
+def test_images_of_one_patient_do_not_make_the_interval_narrower() -> None:
+    """Ten times the same image of each of 8 patients tells as much as one of each."""
+    values = np.linspace(0.2, 0.9, 8).tolist()
+    once = intervals(rows_with(values, [str(k) for k in range(8)]))["aji"]
+    often = intervals(rows_with(values * 10, [str(k) for k in range(8)] * 10))["aji"]
+    assert often == pytest.approx(once)
+
+
+def test_the_same_rows_give_the_same_numbers() -> None:
+    rows = rows_with([0.1, 0.5, 0.9], ["a", "b", "c"])
+    assert summarise(rows) == summarise(rows)
+
+
+def test_one_group_has_no_interval_and_undefined_scores_count_in_no_mean() -> None:
+    mean, low, high = intervals(rows_with([0.2, np.nan, 0.4], ["a", "a", "a"]))["aji"]
+    assert mean == pytest.approx(0.3)
+    assert np.isnan([low, high]).all()
+    assert np.isnan(intervals(rows_with([np.nan], ["a"]))["aji"].mean)
+
+
+def test_differences_are_paired() -> None:
+    """A constant gain is certain, however much the images differ."""
+    values = np.linspace(0, 0.9, 10)
+    groups = [str(k) for k in range(10)]
+    change = differences(rows_with((values + 0.1).tolist(), groups), rows_with(values.tolist(), groups))["aji"]
+    assert change == pytest.approx((0.1, 0.1, 0.1))
+
+
+@pytest.fixture
+def spec() -> ModelSpec:
+    return find_bundle("effunetpp").spec.model_copy(
+        update={"training_data": ("MoNuSeg 2018 training set, 30 images", "nuclei/slide-77.svs of our clinic")}
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "group", "told"),
+    [
+        ("monuseg_train", "1", True),
+        ("MoNuSeg", "1", True),
+        ("monuseg_test", "1", False),
+        ("tnbc_dev", "1", False),
+        ("train", "30", False),
+        ("images", "slide-77", True),
+        ("x", "slide-7", False),
+    ],
+)
+def test_training_data_are_recognised_by_name(source: str, group: str, told: bool, made: Path, spec: ModelSpec) -> None:
+    item = replace(open_dataset(made)[0], source=source, group=group)
+    assert bool(seen_in_training([item], spec)) == told
+
+
+def test_a_reader_is_told_of_few_groups_and_of_labels_alone(made: Path) -> None:
+    items: list[Item] = open_dataset(made)
+    rows = [replace(row, hard=True) for row in rows_with([0.5] * 6, ["a", "a", "a", "b", "b", "b"])]
+    told = " | ".join(beware(rows, items, None))
+    assert "only 2 groups" in told
+    assert "curves have one point" in told
+    assert "one group" in " ".join(beware(rows_with([0.5] * 2, ["a", "a"]), items, None))
+    assert not beware(rows_with([0.5] * 3, ["a", "b", "c"]), items, None)

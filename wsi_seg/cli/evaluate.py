@@ -1,0 +1,130 @@
+"""wsi-seg evaluate"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wsi_seg.errors import UsageError
+
+if TYPE_CHECKING:
+    from wsi_seg.api import DeviceChoice
+    from wsi_seg.dataset import Item
+    from wsi_seg.evaluation.scoring import Row, Seen
+    from wsi_seg.evaluation.tools import Result
+
+_OPTIONS = (
+    click.option("--data", required=True, metavar="DIR", help="Annotated images: images/ beside labels/ or masks/."),
+    click.option("--mpp", type=float, help="Micrometres per pixel, where DIR/items.csv does not give it."),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Where to compute.",
+    ),
+    click.option("--out", metavar="DIR", help="Folder for tables, curves, pictures and index.html; must be new."),
+    click.option("--json", "json_file", metavar="FILE", help="Also write all numbers to this file."),
+    click.option("--limit", type=click.IntRange(1), help="Only the first N images."),
+    click.option("-v", "--verbose", is_flag=True, help="Show tracebacks."),
+)
+
+
+def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that evaluate and compare share."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--model", help="Name of a model, or the folder of a bundle.")
+@click.option("--predictions", metavar="DIR", help="Labels of another tool instead: DIR/<image>.png or DIR/labels/.")
+@evaluation_options
+def evaluate(
+    model: str | None,
+    predictions: str | None,
+    data: str,
+    mpp: float | None,
+    device: DeviceChoice,
+    out: str | None,
+    json_file: str | None,
+    limit: int | None,
+    verbose: bool,
+) -> None:
+    """Score a model on annotated images, tiled exactly as run does.
+
+    The folder of --data has images/ beside labels/ (one number per nucleus) or masks/ (nucleus or not), and may have
+    items.csv with the columns name, group (such as the patient), source and mpp.
+
+    Prints means with 95 % intervals; --out writes scores per image, curves, and a page with pictures of the errors.
+    """
+    if (model is None) == (predictions is None):
+        raise UsageError("Give either --model or --predictions")
+    from wsi_seg.evaluation.page import interval
+    from wsi_seg.evaluation.report import evaluate_into
+    from wsi_seg.evaluation.scoring import title_of
+    from wsi_seg.evaluation.tools import check_labels, check_model, run_labels, run_model
+
+    items = chosen_items(data, mpp, limit)
+    if model is not None:
+        check_model(model)
+    else:
+        check_labels(str(predictions), items)
+
+    def run(seen: Seen) -> Result:
+        return run_labels(str(predictions), items, seen) if model is None else run_model(model, items, device, seen)
+
+    _, summary, facts = evaluate_into(None if out is None else Path(out), run, items, row_teller(len(items)))
+    finish(facts, json_file)
+    click.echo(f"{summary.images} images in {summary.groups} groups; mean (95 % interval over groups)")
+    for name, values in summary.overall.items():
+        click.echo(f"  {title_of(name):22}{interval(values)}")
+    if out is not None:
+        click.echo(f"{out}/index.html")
+
+
+def chosen_items(data: str, mpp: float | None, limit: int | None) -> list[Item]:
+    """Return the first `limit` annotated images of a folder."""
+    from wsi_seg.dataset import open_dataset
+    from wsi_seg.slides.mpp import check_mpp
+
+    if mpp is not None:
+        check_mpp(mpp, "--mpp")
+    return open_dataset(data, mpp)[:limit]
+
+
+def row_teller(total: int, name: str = "") -> Callable[[Row], None]:
+    """Return what shows each image when it is done."""
+    done = iter(range(1, total + 1))
+
+    def told(row: Row) -> None:
+        from wsi_seg.evaluation.page import number
+
+        shown = "  ".join(f"{title} {number(row.scores[score])}" for score, title in _MAIN.items())
+        click.echo(f"[{next(done)}/{total}] {name}{row.name}: {shown}", err=True)
+
+    return told
+
+
+def finish(facts: dict[str, Any], json_file: str | None) -> None:
+    """Write the numbers where they are wanted and say what to beware of."""
+    from wsi_seg.evaluation.files import write_json
+
+    if json_file is not None:
+        write_json(Path(json_file), facts)
+    for warning in facts["warnings"]:
+        click.secho(f"warning: {warning}", fg="yellow", err=True)
+
+
+def lines_of(cells: Iterable[tuple[str, ...]]) -> Iterable[str]:
+    """Return the rows of a table as lines, columns as wide as they need."""
+    table = list(cells)
+    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
+    return ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)
+
+
+_MAIN = {"aji": "AJI", "pq": "PQ", "dice": "Dice"}

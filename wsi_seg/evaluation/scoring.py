@@ -1,0 +1,152 @@
+"""Predictions against annotations, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi_seg import metrics
+from wsi_seg.api import Model, segment_image
+from wsi_seg.dataset import Item
+from wsi_seg.errors import SlideError, UsageError
+from wsi_seg.evaluation.labels import Prediction, check_predictions, read_prediction
+
+NEAR_UM = 3.0  # 12 px at 0.25 um/px, in which the literature gives it
+
+# column -> what tables call it
+METRICS = {
+    "aji": "AJI",
+    "aji_plus": "AJI+",
+    "pq": "PQ",
+    "dq": "DQ",
+    "sq": "SQ",
+    "f1_iou50": "F1 at IoU 0.5",
+    "precision_iou50": "Precision at IoU 0.5",
+    "recall_iou50": "Recall at IoU 0.5",
+    "f1_12px": "F1 at 12 px",
+    "precision_12px": "Precision at 12 px",
+    "recall_12px": "Recall at 12 px",
+    "dice": "Dice",
+    "iou": "IoU",
+    "precision": "Pixel precision",
+    "recall": "Pixel recall",
+    "specificity": "Pixel specificity",
+    "accuracy": "Pixel accuracy",
+    "roc_auc": "ROC-AUC",
+    "average_precision": "Average precision",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What was measured on one image.
+
+    scores: by column, see `METRICS`, and dice_class_1 ... where classes are compared; nan where one is undefined: of
+    nuclei where the annotation does not tell them apart, of areas where only one kind of pixel occurs.
+    histogram: (2, 256), see `metrics.probability_histogram`. hard: the prediction has labels only, which count as
+    probabilities of 0 and 1; the curves then have one point, and the areas are what that point alone is worth.
+    """
+
+    name: str
+    group: str
+    source: str
+    mpp: float
+    nuclei_true: int
+    nuclei_found: int
+    scores: dict[str, float]
+    histogram: npt.NDArray[np.int64]
+    hard: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """What one row was measured on: rgb (H, W, 3) uint8, truth and found (H, W) labels."""
+
+    row: Row
+    rgb: npt.NDArray[np.uint8]
+    truth: npt.NDArray[np.int32]
+    found: npt.NDArray[np.int32]
+
+
+Seen = Callable[[Picture], None]
+
+
+def evaluate(model: Model, items: Sequence[Item], seen: Seen | None = None) -> list[Row]:
+    """Segment each image as a run does and score it. seen: is given each image when it is done."""
+
+    def predict(item: Item, rgb: npt.NDArray[np.uint8]) -> Prediction:
+        try:
+            nuclei = segment_image(rgb, model, item.mpp, measurements="none", probability=True)
+        except SlideError as error:
+            raise type(error)(item.image, error.reason) from None
+        return Prediction(nuclei.labels, nuclei.probability)
+
+    return _score_all(predict, items, seen)
+
+
+def evaluate_labels(folder: str | Path, items: Sequence[Item], seen: Seen | None = None) -> list[Row]:
+    """Score label images that any tool has written; see `labels.check_predictions` for the folder."""
+    check_predictions(Path(folder), items)
+    return _score_all(lambda item, _: read_prediction(Path(folder), item), items, seen)
+
+
+def _score_all(
+    predict: Callable[[Item, npt.NDArray[np.uint8]], Prediction], items: Sequence[Item], seen: Seen | None
+) -> list[Row]:
+    if not items:
+        raise UsageError("There are no images to evaluate")
+    rows = []
+    for item in items:
+        rgb, truth, types = _read(item)
+        prediction = predict(item, rgb)
+        rows.append(score(item, truth, types, prediction))
+        if seen is not None:
+            seen(Picture(rows[-1], rgb, truth, prediction.labels))
+    return rows
+
+
+def score(item: Item, truth: npt.NDArray[np.int32], types: npt.NDArray[np.uint8] | None, prediction: Prediction) -> Row:
+    """Return all scores of one image; truth (H, W) labels, types (H, W) classes where there are any."""
+    found = prediction.labels
+    scores = dict.fromkeys(METRICS, np.nan)
+    if item.instances:
+        scores |= metrics.instance_scores(truth, found, NEAR_UM / item.mpp)
+    scores |= metrics.pixel_scores(truth, found)
+    hard = prediction.probability is None
+    probability = (found > 0).astype(np.uint8) * 255 if prediction.probability is None else prediction.probability
+    histogram = metrics.probability_histogram(truth, probability)
+    scores["roc_auc"] = metrics.roc_auc(histogram)
+    scores["average_precision"] = metrics.average_precision(histogram)
+    if types is not None and prediction.types is not None:
+        by_class = metrics.class_dice(types, prediction.types)
+        scores |= {f"dice_class_{number}": value for number, value in by_class.items()}
+    true, those_found = (len(np.unique(labels[labels > 0])) for labels in (truth, found))
+    return Row(item.name, item.group, item.source, item.mpp, true, those_found, scores, histogram, hard)
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Return the scores of all rows: those of `METRICS`, then the classes that occur."""
+    extra = {name for row in rows for name in row.scores} - METRICS.keys()
+    return [*METRICS, *sorted(extra, key=lambda name: int(name.rsplit("_", 1)[1]))]
+
+
+def title_of(column: str) -> str:
+    """Return what tables call a column."""
+    return METRICS.get(column, column.replace("_", " ").capitalize())
+
+
+def _read(item: Item) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]:
+    try:
+        rgb, truth, types = item.read_image(), item.read_labels(), item.read_types()
+    except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
+        raise UsageError(f"{item.image}: it or its annotation cannot be read ({error})") from None
+    for what, pixels in (("annotation", truth), ("classes", types)):
+        if pixels is not None and pixels.shape != rgb.shape[:2]:
+            raise UsageError(
+                f"{item.image}: its {what} has the shape {pixels.shape}, expected {rgb.shape[:2]}: one number per pixel"
+            )
+    return rgb, truth, types

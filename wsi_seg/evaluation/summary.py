@@ -1,0 +1,156 @@
+"""From rows to means with intervals, and what to beware of in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi_seg import metrics
+from wsi_seg.config import ModelSpec
+from wsi_seg.dataset import Item
+from wsi_seg.evaluation.scoring import Row, columns_of
+
+RESAMPLES, SEED = 2000, 1
+_NO_NAMES = {"train", "training", "test", "testing", "dev", "val", "valid", "validation", "set", "data", "images"}
+_FEW_GROUPS = 6
+_LEAST_NAME, _LEAST_GROUP = 3, 4  # letters; shorter ones are found in any text
+
+
+class Interval(NamedTuple):
+    """A mean over images and its 95 % interval; nan where there is nothing to take a mean of, or only one group."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over images.
+
+    overall, by_source: intervals from drawing groups, since images of one patient are alike.
+    by_group: intervals from drawing the group's images. pooled: areas under the curves over all pixels together.
+    """
+
+    images: int
+    groups: int
+    overall: dict[str, Interval]
+    by_source: dict[str, dict[str, Interval]]
+    by_group: dict[str, dict[str, Interval]]
+    pooled: dict[str, float]
+
+
+def summarise(rows: Sequence[Row]) -> Summary:
+    """Return means with 95 % intervals; the same rows give the same numbers."""
+    groups = sorted({row.group for row in rows})
+    histogram = pooled_histogram(rows)
+    return Summary(
+        images=len(rows),
+        groups=len(groups),
+        overall=intervals(rows),
+        by_source={s: intervals([r for r in rows if r.source == s]) for s in sorted({row.source for row in rows})},
+        by_group={g: intervals([r for r in rows if r.group == g], _by_image) for g in groups},
+        pooled={"roc_auc": metrics.roc_auc(histogram), "average_precision": metrics.average_precision(histogram)},
+    )
+
+
+def pooled_histogram(rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+    """Return the (2, 256) histogram of all pixels of all images."""
+    return np.asarray(np.sum([row.histogram for row in rows], axis=0), np.int64)
+
+
+def _by_group(row: Row) -> str:
+    return row.group
+
+
+def _by_image(row: Row) -> str:
+    return row.name
+
+
+def intervals(rows: Sequence[Row], drawn: Callable[[Row], str] = _by_group) -> dict[str, Interval]:
+    """Return the interval of each score. drawn: what is drawn as one in the bootstrap."""
+    return _intervals(_table(rows, columns_of(rows)), [drawn(row) for row in rows], columns_of(rows))
+
+
+def differences(rows: Sequence[Row], first: Sequence[Row]) -> dict[str, Interval]:
+    """Return the mean of rows - first, image by image, with its interval; both are of the same images in one order."""
+    columns = columns_of([*rows, *first])
+    table = _table(rows, columns) - _table(first, columns)
+    return _intervals(table, [row.group for row in rows], columns)
+
+
+def _table(rows: Sequence[Row], columns: Sequence[str]) -> npt.NDArray[np.float64]:
+    return np.array([[row.scores.get(column, np.nan) for column in columns] for row in rows], np.float64)
+
+
+def _intervals(table: npt.NDArray[np.float64], groups: Sequence[str], columns: Sequence[str]) -> dict[str, Interval]:
+    """Return percentiles of means over groups drawn with replacement (Efron and Tibshirani, 1993).
+
+    table: (images, columns), nan where undefined, which counts in no mean.
+    """
+    _, which = np.unique(np.asarray(groups), return_inverse=True)
+    size = int(which.max()) + 1
+    sums, counts = np.zeros((size, len(columns))), np.zeros((size, len(columns)))
+    np.add.at(sums, which, np.nan_to_num(table))
+    np.add.at(counts, which, np.isfinite(table))
+    draws = np.random.default_rng(SEED).multinomial(size, np.full(size, 1 / size), RESAMPLES)
+    with np.errstate(invalid="ignore"):
+        means = sums.sum(axis=0) / counts.sum(axis=0)
+        drawn = (draws @ sums) / (draws @ counts)  # (RESAMPLES, columns)
+    found = {}
+    for k, column in enumerate(columns):
+        defined = drawn[np.isfinite(drawn[:, k]), k]
+        known = int((counts[:, k] > 0).sum()) > 1
+        low, high = np.quantile(defined, (0.025, 0.975)).tolist() if known else (np.nan, np.nan)
+        found[column] = Interval(float(means[k]), low, high)
+    return found
+
+
+def beware(rows: Sequence[Row], items: Sequence[Item], spec: ModelSpec | None) -> list[str]:
+    """Return what a reader of the scores has to know."""
+    told = seen_in_training(items, spec) if spec is not None else []
+    merged = sum(not item.instances for item in items)
+    if merged:
+        told.append(f"{merged} annotations are masks that do not tell nuclei apart; scores of nuclei leave them out")
+    if any(row.hard for row in rows):
+        told.append("there are labels without probabilities: their ROC and PR curves have one point")
+    groups = len({row.group for row in rows})
+    if groups == 1 and len(rows) > 1:
+        told.append("all images are of one group, so there are no intervals")
+    elif groups < min(_FEW_GROUPS, len(rows)):
+        told.append(f"there are only {groups} groups: the intervals are rough, and rather too narrow")
+    return told
+
+
+def seen_in_training(items: Sequence[Item], spec: ModelSpec) -> list[str]:
+    """Return a warning for each source and group whose name occurs in the model's list of training data.
+
+    The list is text, so this is a guess from words; a source called test is not taken for a training set.
+    """
+    told = []
+    for line in spec.training_data:
+        names = [s for s in sorted({item.source for item in items}) if _names_source(line, s)]
+        names += [g for g in sorted({item.group for item in items}) if _names_group(line, g)]
+        told += [
+            f"{name} seems to be in the training data of {spec.name} ({line!r}); "
+            "scores on images that a model has learned from say nothing of others"
+            for name in dict.fromkeys(names)
+        ]
+    return told
+
+
+def _names_source(line: str, source: str) -> bool:
+    words, said = (set(re.findall(r"[a-z0-9]+", text.lower())) for text in (source, line))
+    if "test" in words and "test" not in said and said & {"train", "training"}:
+        return False
+    names = {word for word in words - _NO_NAMES if len(word) >= _LEAST_NAME and not word.isdigit()}
+    return bool(names & said)
+
+
+def _names_group(line: str, group: str) -> bool:
+    return len(group) >= _LEAST_GROUP and bool(re.search(rf"(?<!\w){re.escape(group)}(?!\w)", line, re.IGNORECASE))

@@ -1,0 +1,72 @@
+"""What is evaluated: a model by name or folder, or a folder of labels that some tool has written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_seg.api import DeviceChoice, load_model
+from wsi_seg.bundles import SPEC_FILE, find_bundle, shipped_names
+from wsi_seg.config import ModelSpec
+from wsi_seg.dataset import Item
+from wsi_seg.evaluation.labels import check_predictions
+from wsi_seg.evaluation.scoring import Row, Seen, evaluate, evaluate_labels
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The rows of one tool; spec: of a model, None of labels in a folder."""
+
+    name: str
+    spec: ModelSpec | None
+    rows: list[Row]
+
+    @property
+    def about(self) -> str:
+        """What made the predictions, in one line."""
+        if self.spec is None:
+            return f"labels in {self.name}"
+        return f"model {self.spec.name} at {self.spec.mpp:g} µm/px, weights {self.spec.weights.sha256[:12]}"
+
+
+def holds_labels(tool: str) -> bool:
+    """Whether a name means a folder of label images, and not a model."""
+    folder = Path(tool)
+    if tool in shipped_names() or not folder.is_dir() or (folder / SPEC_FILE).is_file():
+        return False
+    return (folder / "labels").is_dir() or any(folder.glob("*.png"))
+
+
+def check_tool(tool: str, items: Sequence[Item]) -> None:
+    """Raise UsageError where the model is unknown or damaged, or predictions are missing, before anything is run."""
+    if holds_labels(tool):
+        check_labels(tool, items)
+    else:
+        check_model(tool)
+
+
+def check_model(model: str) -> None:
+    """Raise ModelError where there is no such model, or it is damaged."""
+    find_bundle(model)
+
+
+def check_labels(folder: str, items: Sequence[Item]) -> None:
+    """Raise UsageError where the folder lacks labels of an image."""
+    check_predictions(Path(folder), items)
+
+
+def run_model(model: str, items: Sequence[Item], device: DeviceChoice, seen: Seen | None = None) -> Result:
+    """Load a model and evaluate it."""
+    loaded = load_model(model, device)
+    return Result(model, loaded.spec, evaluate(loaded, items, seen))
+
+
+def run_labels(folder: str, items: Sequence[Item], seen: Seen | None = None) -> Result:
+    """Evaluate the labels in a folder."""
+    return Result(folder, None, evaluate_labels(folder, items, seen))
+
+
+def run_tool(tool: str, items: Sequence[Item], device: DeviceChoice, seen: Seen | None = None) -> Result:
+    """Evaluate whichever of the two it is."""
+    return run_labels(tool, items, seen) if holds_labels(tool) else run_model(tool, items, device, seen)
