@@ -16,11 +16,12 @@ FLOORS = (
     {"errors"},
     {"geometry", "stopwatch", "process", "metrics", "stain"},
     {"catalog", "config"},
-    {"records", "bundles", "ngff", "outlines", "dataset"},
-    {"nets"},
-    {"slides", "tissue", "tiling", "inference", "instances", "measure", "export", "demo"},
+    {"records", "bundles", "ngff", "outlines", "dataset", "splits", "sheet"},
+    {"nets", "annotations"},
+    {"slides", "tissue", "tiling", "inference", "instances", "measure", "export", "demo", "prepare"},
     {"engine", "training"},
     {"api"},
+    {"evaluation"},
     {"cli"},
 )
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+COMMANDS = ["run", "plan", "convert", "prepare", "models", "train", "evaluate", "compare", "demo"]
 PROGRAM = [sys.executable, "-c", "from wsi_seg.cli import main; main()"]
 
 
@@ -34,10 +35,10 @@ def error_of(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
 def test_help_lists_the_commands() -> None:
     done = wsi_seg("--help")
     assert done.returncode == 0
-    assert re.findall(r"^  (\w+) ", done.stdout, re.MULTILINE)[-5:] == ["run", "plan", "convert", "models", "demo"]
+    assert re.findall(r"^  (\w+) ", done.stdout, re.MULTILINE)[-len(COMMANDS) :] == COMMANDS
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "convert", "models", "demo"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(command: str) -> None:
     assert wsi_seg(command, "--help").stdout.startswith(f"Usage: wsi-seg {command}")
 

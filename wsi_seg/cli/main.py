@@ -20,6 +20,8 @@ _COMMANDS = {
     "prepare": ("wsi_seg.cli.prepare:prepare", "Turn images and annotations into a dataset to train and evaluate on."),
     "models": ("wsi_seg.cli.models:models", "List the models."),
     "train": ("wsi_seg.cli.train:train", "Train a model from a recipe."),
+    "evaluate": ("wsi_seg.cli.evaluate:evaluate", "Score a model on annotated images."),
+    "compare": ("wsi_seg.cli.compare:compare", "Score several models on the same images."),
     "demo": ("wsi_seg.cli.demo:demo", "Build a small real slide and run on it."),
 }
 
