@@ -9,9 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from wsi_seg.config import ModelSpec, check
+from wsi_seg.config import ModelSpec, check, read_yaml
 from wsi_seg.errors import ModelError, UsageError, suggest
 
 SPEC_FILE = "model.yaml"
@@ -55,13 +53,7 @@ def read_bundle(folder: Path) -> Bundle:
     """Read and check model.yaml alone."""
     path = folder / SPEC_FILE
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ModelError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: expected keys and values, got {type(values).__name__}")
-    try:
-        return Bundle(folder, check(ModelSpec, values, str(path)))
+        return Bundle(folder, check(ModelSpec, read_yaml(path), str(path)))
     except UsageError as error:
         raise ModelError(str(error)) from None
 

@@ -6,8 +6,10 @@ Unknown keys are errors with a suggestion; nothing is filled in silently that ch
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wsi_seg.errors import UsageError, suggest
@@ -147,6 +149,17 @@ class RunSettings(Strict):
         if self.block_px & (self.block_px - 1):
             raise ValueError(f"block_px must be a power of two, such as 1024, 2048 or 4096; got {self.block_px}")
         return self
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file; tags that would build objects are refused."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected keys and values, got {type(values).__name__}")
+    return values
 
 
 def check(kind: type[T], values: Mapping[str, Any], where: str) -> T:

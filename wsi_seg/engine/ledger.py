@@ -113,7 +113,8 @@ class Ledger:
 
     def committed(self) -> set[str]:
         """Return the names of the finished blocks, having read them; damaged ones are dropped, to be done again."""
-        return {path.stem for path in self._blocks.glob(f"*{_SUFFIX}") if _is_whole(path)}
+        with storing(self.name, self.work):
+            return {path.stem for path in self._blocks.glob(f"*{_SUFFIX}") if _is_whole(path)}
 
     def commit(self, block: Block, data: BlockData) -> None:
         """Keep a finished block."""

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, model_validator
 
-from wsi_seg.config import ClassSpec, Preprocessing, Separation, Strict, check
-from wsi_seg.errors import UsageError
+from wsi_seg.config import ClassSpec, Preprocessing, Separation, Strict, check, read_yaml
 
 Range = tuple[float, float]
 
@@ -120,12 +118,7 @@ class Recipe(Strict):
 
 def read_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Read and check a recipe; `changes` replace keys of its schedule."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: expected keys and values, got {type(values).__name__}")
+    values = read_yaml(path)
     if changes and isinstance(values.get("schedule"), dict):
         values["schedule"] = {**values["schedule"], **changes}
     return check(Recipe, values, str(path))
