@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from PIL import Image
 
 from wsi_seg.api import run
 from wsi_seg.records import Commit, SlidePlan, SlideResult
@@ -60,6 +61,29 @@ def test_no_nucleus_is_doubled_or_cut_at_a_border(reference: Path) -> None:
     for label, where in enumerate(ndimage.find_objects(labels), start=1):
         assert ndimage.label(labels[where] == label)[1] == 1
     assert json.loads((reference / "run.json").read_text())["counts"]["label_px_without_nucleus"] == 0
+
+
+def test_many_tissues_on_one_canvas_are_the_same_in_blocks_and_in_one(
+    data_root: Path, small_model: Path, digest: Digest, tmp_path: Path
+) -> None:
+    """Nine tissues side by side, so that nuclei lie on every border of blocks and of tiles."""
+    images = sorted((data_root / "nuclei" / "monuseg_train" / "images").glob("*.png"))[:9]
+    crops = [np.asarray(Image.open(image).convert("RGB"))[200:560, 300:720] for image in images]
+    canvas = np.concatenate([np.concatenate(crops[k : k + 3], axis=1) for k in (0, 3, 6)])
+    Image.fromarray(canvas).save(tmp_path / "canvas.png")
+    for block_px in (512, 2048):
+        run(
+            tmp_path / "canvas.png",
+            small_model,
+            tmp_path / str(block_px),
+            executor="local",
+            mpp=0.25,
+            block_px=block_px,
+        )
+    assert digest(tmp_path / "512" / "canvas") == digest(tmp_path / "2048" / "canvas")
+    labels = np.asarray(zarr.open_array(str(tmp_path / "512/canvas/labels.zarr/labels/nuclei/0"), mode="r")[:])
+    across = (labels[:, 511] == labels[:, 512]) & (labels[:, 511] > 0)
+    assert len(np.unique(labels[across, 511])) > 5, "some nuclei cross the border"
 
 
 def _command(slide: Path, model: Path, out: Path, executor: str) -> list[str]:
