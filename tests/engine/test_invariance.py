@@ -144,6 +144,16 @@ def test_a_kill_while_outputs_are_written_leaves_nothing_under_a_final_name(
     assert digest(tmp_path / "small") == digest(reference)
 
 
+def test_two_runs_on_one_output_do_not_mix_their_results(
+    small_slide: Path, small_model: Path, reference: Path, digest: Digest, tmp_path: Path
+) -> None:
+    """One of them may fail; what carries the final name is whole."""
+    command = _command(small_slide, small_model, tmp_path, "local")
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert 0 in [process.wait(timeout=200) for process in both]
+    assert digest(tmp_path / "small") == digest(reference)
+
+
 class KillWorkers:
     """Progress that ends all Ray workers of this machine by SIGKILL after the second block."""
 
