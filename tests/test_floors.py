@@ -14,7 +14,7 @@ import wsi_seg
 PACKAGE = Path(wsi_seg.__file__).parent
 FLOORS = (
     {"errors"},
-    {"geometry", "stopwatch", "process", "metrics", "stain"},
+    {"geometry", "stopwatch", "process", "metrics", "stain", "files"},
     {"catalog", "config"},
     {"records", "bundles", "ngff", "outlines", "dataset", "splits", "sheet"},
     {"nets", "annotations"},

@@ -161,6 +161,12 @@ def test_what_a_kill_left_beside_a_finished_slide_is_cleared(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "summary.csv"]
 
 
+def test_what_a_kill_left_while_removing_is_removed(small_slide: Path, small_model: Path, tmp_path: Path) -> None:
+    (tmp_path / ".work" / ".trash.0" / "blocks").mkdir(parents=True)
+    run(small_slide, small_model, tmp_path, executor="local", block_px=2048)
+    assert not (tmp_path / ".work").exists()
+
+
 def test_results_are_not_taken_for_slides(small_slide: Path, small_model: Path, tmp_path: Path) -> None:
     shutil.copy(small_slide, tmp_path / "a.tiff")
     for _ in range(2):

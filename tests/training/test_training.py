@@ -206,7 +206,7 @@ def test_an_image_without_annotation_is_named(recipe: Recipe, data_root: Path, t
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / checkpoint.FILE
     checkpoint.save(path, {"step": 1})
-    (tmp_path / "checkpoint.tmp").mkdir()  # so that the temporary name cannot be opened
-    with pytest.raises((OutputError, OSError)):
+    (tmp_path / f".{path.name}.{os.getpid()}.tmp").mkdir()  # so that the temporary name cannot be opened
+    with pytest.raises(OutputError, match="the last one is kept"):
         checkpoint.save(path, {"step": 2})
     assert torch.load(path, weights_only=True)["step"] == 1

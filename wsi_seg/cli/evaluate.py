@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_seg.cli.options import DEVICE
 from wsi_seg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,13 +20,7 @@ if TYPE_CHECKING:
 _OPTIONS = (
     click.option("--data", required=True, metavar="DIR", help="Annotated images: images/ beside labels/ or masks/."),
     click.option("--mpp", type=float, help="Micrometres per pixel, where DIR/items.csv does not give it."),
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="Where to compute.",
-    ),
+    DEVICE,
     click.option("--out", metavar="DIR", help="Folder for tables, curves, pictures and index.html; must be new."),
     click.option("--json", "json_file", metavar="FILE", help="Also write all numbers to this file."),
     click.option("--limit", type=click.IntRange(1), help="Only the first N images."),
@@ -64,16 +59,18 @@ def evaluate(
     """
     if (model is None) == (predictions is None):
         raise UsageError("Give either --model or --predictions")
+    from wsi_seg.bundles import find_bundle
+    from wsi_seg.evaluation.labels import check_predictions
     from wsi_seg.evaluation.page import interval
     from wsi_seg.evaluation.report import evaluate_into
     from wsi_seg.evaluation.scoring import title_of
-    from wsi_seg.evaluation.tools import check_labels, check_model, run_labels, run_model
+    from wsi_seg.evaluation.tools import run_labels, run_model
 
     items = chosen_items(data, mpp, limit)
     if model is not None:
-        check_model(model)
+        find_bundle(model)
     else:
-        check_labels(str(predictions), items)
+        check_predictions(Path(str(predictions)), items)
 
     def run(seen: Seen) -> Result:
         return run_labels(str(predictions), items, seen) if model is None else run_model(model, items, device, seen)

@@ -11,16 +11,14 @@ Command = Callable[..., Any]
 
 SLIDES = click.argument("slides", nargs=-1, required=True)
 
+DEVICE = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+)
+
 _RUN_OPTIONS = (
     click.option("--model", default="effunetpp", show_default=True, help="Name of a model, or the folder of a bundle."),
     click.option("--mpp", type=float, help="Micrometres per pixel at level 0, for slides whose manifest gives none."),
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="Where to compute.",
-    ),
+    DEVICE,
     click.option("--block-px", type=int, help="Side of a block, a power of two.  [default: 2048 on CPU, 4096 on CUDA]"),
     click.option(
         "--zarr-format",

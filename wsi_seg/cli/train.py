@@ -7,6 +7,8 @@ from typing import Literal
 
 import click
 
+from wsi_seg.cli.options import DEVICE
+
 
 @click.command()
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -22,9 +24,7 @@ import click
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the bundle, the checkpoint and the metrics.",
 )
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
-)
+@DEVICE
 @click.option("--smoke", is_flag=True, help="A few steps of small crops, to see that the recipe runs.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 def train(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,10 @@ from wsi_seg.bundles import Bundle
 from wsi_seg.config import RunSettings
 from wsi_seg.engine.executors import Executor
 from wsi_seg.engine.finish import RunInfo
-from wsi_seg.engine.ledger import RUN_FILE, WORK, Ledger, write_atomically
+from wsi_seg.engine.ledger import RUN_FILE, TRASH, WORK, Ledger
 from wsi_seg.engine.worker import Failure, Job
 from wsi_seg.errors import OutputError, ResumeError, WsiSegError
+from wsi_seg.files import replacing
 from wsi_seg.records import Block, Commit, SlidePlan, SlideResult
 from wsi_seg.slides import open_slide
 from wsi_seg.slides.inputs import SlideSource
@@ -291,7 +293,8 @@ class Driver:
             )
             writer.writerow([r.name, r.path, r.status, *numbers, r.reason, " | ".join(r.warnings)])
         try:
-            write_atomically(self._out / SUMMARY_FILE, text.getvalue().encode())
+            with replacing(self._out / SUMMARY_FILE) as file:
+                file.write(text.getvalue().encode())
         except OSError as error:
             if len(results) == len(self._order):
                 fact = f"{self._out / SUMMARY_FILE}: cannot be written ({error.strerror}); make room and run again"
@@ -305,6 +308,8 @@ def check_out(out: Path) -> None:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"wsi_seg" * 1000)
         probe.unlink()
+        for trash in probe.parent.glob(f"{TRASH}*"):  # of a run that was killed while it removed
+            shutil.rmtree(trash, ignore_errors=True)
         _remove_if_empty(probe.parent)
     except OSError as error:
         raise OutputError(

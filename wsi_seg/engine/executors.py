@@ -83,6 +83,7 @@ class RayExecutor:
 
     def __init__(self, options: WorkerOptions, address: str | None = None) -> None:
         self._owns_ray = _start_ray(address)
+        self._actors: list[Any] = []
         try:
             self._actors = _start_actors(options)
             self.workers = len(self._actors)
@@ -194,7 +195,7 @@ class RayExecutor:
     def close(self) -> None:
         import ray
 
-        for actor in getattr(self, "_actors", []):
+        for actor in self._actors:
             ray.kill(actor)
         if self._owns_ray:
             ray.shutdown()

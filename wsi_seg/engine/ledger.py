@@ -29,9 +29,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from wsi_seg.errors import OutputError, StorageError
+from wsi_seg.files import replacing, sync
 from wsi_seg.records import Block, Commit
 
 WORK = ".work"
+TRASH = ".trash."  # begins the names of folders in WORK that are being removed
 RUN_FILE = "run.json"
 _IDENTITY_FILE = "identity.json"
 _SUFFIX = ".block"
@@ -89,7 +91,8 @@ class Ledger:
             if not (self.work / _IDENTITY_FILE).is_file():
                 self._drop(self.work)
             self._blocks.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.work / _IDENTITY_FILE, json.dumps(identity, indent=1).encode())
+            with replacing(self.work / _IDENTITY_FILE) as file:
+                file.write(json.dumps(identity, indent=1).encode())
 
     def check_ours(self) -> None:
         """Raise OutputError where the slide's folder was made by something else."""
@@ -106,7 +109,7 @@ class Ledger:
     def _drop(self, folder: Path) -> None:
         """Take a folder away in one step, then remove it."""
         if folder.exists():
-            trash = self.work.parent / f".trash.{uuid.uuid4().hex}"
+            trash = self.work.parent / f"{TRASH}{uuid.uuid4().hex}"
             trash.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
@@ -118,8 +121,8 @@ class Ledger:
 
     def commit(self, block: Block, data: BlockData) -> None:
         """Keep a finished block."""
-        with storing(self.name, self.work):
-            write_atomically(self._blocks / f"{block.name}{_SUFFIX}", _pack(data))
+        with storing(self.name, self.work), replacing(self._blocks / f"{block.name}{_SUFFIX}") as file:
+            file.write(_pack(data))
 
     def read(self, name: str) -> BlockData:
         """Read a finished block back."""
@@ -165,7 +168,7 @@ class Ledger:
                 finished.rename(self.final)
             finally:  # on failure, leave the room to the blocks
                 shutil.rmtree(finished, ignore_errors=True)
-            _sync(self.final.parent)
+            sync(self.final.parent)
 
     def clean(self) -> None:
         """Remove the working folder; the final outputs are in place."""
@@ -197,33 +200,10 @@ def storing(slide: str, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, sync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)
 
 
 def _pack(data: BlockData) -> bytes:

@@ -21,6 +21,7 @@ from wsi_seg import metrics
 from wsi_seg.errors import OutputError
 from wsi_seg.evaluation.scoring import Row, columns_of
 from wsi_seg.evaluation.summary import RESAMPLES, SEED, Interval, Summary
+from wsi_seg.files import replacing
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -50,13 +51,11 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a record, undefined numbers as null."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(json.dumps(_plain(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as file:
+            file.write((json.dumps(_plain(values), indent=2, allow_nan=False) + "\n").encode())
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another file, or make room") from None
 
 
 def write_rows(path: Path, rows: Mapping[str, Sequence[Row]]) -> None:

@@ -41,19 +41,9 @@ def holds_labels(tool: str) -> bool:
 def check_tool(tool: str, items: Sequence[Item]) -> None:
     """Raise UsageError where the model is unknown or damaged, or predictions are missing, before anything is run."""
     if holds_labels(tool):
-        check_labels(tool, items)
+        check_predictions(Path(tool), items)
     else:
-        check_model(tool)
-
-
-def check_model(model: str) -> None:
-    """Raise ModelError where there is no such model, or it is damaged."""
-    find_bundle(model)
-
-
-def check_labels(folder: str, items: Sequence[Item]) -> None:
-    """Raise UsageError where the folder lacks labels of an image."""
-    check_predictions(Path(folder), items)
+        find_bundle(tool)
 
 
 def run_model(model: str, items: Sequence[Item], device: DeviceChoice, seen: Seen | None = None) -> Result:

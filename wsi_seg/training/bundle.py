@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from wsi_seg.bundles import SPEC_FILE
 from wsi_seg.config import ModelSpec, Weights, check
+from wsi_seg.files import replacing
 from wsi_seg.training.recipe import Recipe
 
 _WEIGHTS_FILE = "weights.safetensors"
@@ -25,7 +26,8 @@ def write_bundle(recipe: Recipe, weights: dict[str, torch.Tensor], out: Path) ->
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     spec = _spec(recipe, sha256)
     temporary.rename(out / _WEIGHTS_FILE)
-    (out / SPEC_FILE).write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    with replacing(out / SPEC_FILE) as file:
+        file.write(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
     (out / "CARD.md").write_text(_card(recipe), encoding="utf-8")
     return out
 

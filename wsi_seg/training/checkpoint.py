@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,20 @@ import torch
 from torch import nn
 
 from wsi_seg.errors import OutputError, ResumeError
+from wsi_seg.files import replacing
 
 FILE = "checkpoint.pt"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write under a temporary name, sync, rename: a kill leaves the old checkpoint or the new one, never half."""
-    temporary = path.with_suffix(".tmp")
+    """Write the state; a kill leaves the old checkpoint or the new one, never half."""
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch raises the latter where the disk is full
         raise OutputError(
-            f"{path}: the checkpoint cannot be written ({error.strerror or error}); the last one is kept: "
-            "make room and run the same command again"
+            f"{path}: the checkpoint cannot be written ({error}); the last one is kept: make room and run the same "
+            "command again"
         ) from error
 
 

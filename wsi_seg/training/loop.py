@@ -46,7 +46,7 @@ class Learner:
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
-        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[choose_precision(device)]
+        self._bf16 = choose_precision(device) == "bf16"  # else in full precision: fp16 would need its loss scaled
         self._mean = torch.tensor(make.preprocessing.mean, device=self._device).view(1, 3, 1, 1)
         self._std = torch.tensor(make.preprocessing.std, device=self._device).view(1, 3, 1, 1)
 
@@ -54,7 +54,7 @@ class Learner:
         """Return the parts of the loss of one batch."""
         batch = augment(draw, crop_px, self._device)
         pixels = ((batch.rgb - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
             logits = self.network(pixels)
         return loss_parts(logits, batch)
 
