@@ -9,8 +9,12 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_seg.config import ModelSpec, check, read_yaml
+import yaml
+
+from wsi_seg.architectures import check_sides
+from wsi_seg.config import ModelSpec, Separation, check, read_yaml
 from wsi_seg.errors import ModelError, UsageError, suggest
+from wsi_seg.files import replacing
 
 SPEC_FILE = "model.yaml"
 
@@ -53,9 +57,20 @@ def read_bundle(folder: Path) -> Bundle:
     """Read and check model.yaml alone."""
     path = folder / SPEC_FILE
     try:
-        return Bundle(folder, check(ModelSpec, read_yaml(path), str(path)))
+        spec = check(ModelSpec, read_yaml(path), str(path))
+        check_sides(spec, {"tile_px": spec.tile_px}, str(path))
+        return Bundle(folder, spec)
     except UsageError as error:
         raise ModelError(str(error)) from None
+
+
+def write_separation(folder: Path, separation: Separation) -> Path:
+    """Put other thresholds into a bundle's model.yaml; return its path. All else in it stays, comments excepted."""
+    path = folder / SPEC_FILE
+    values = read_yaml(path) | {"separation": separation.model_dump()}
+    with replacing(path) as file:
+        file.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+    return path
 
 
 def _folder_of(model: str) -> Path:

@@ -19,6 +19,9 @@ Color = tuple[
 ]
 
 
+Head = Literal["binary", "multiclass", "instances", "types"]
+
+
 class Strict(BaseModel):
     """Base of all settings: frozen, unknown keys refused."""
 
@@ -26,10 +29,14 @@ class Strict(BaseModel):
 
 
 class ClassSpec(Strict):
-    """One class of objects as the outputs name and colour it."""
+    """One class of objects as the outputs name and colour it.
+
+    values: what the types of a dataset call it, when a model is trained or scored; without them class k is value k.
+    """
 
     name: str = Field(min_length=1)
     color: Color
+    values: tuple[Annotated[int, Field(ge=1, le=255)], ...] = ()
 
 
 class Preprocessing(Strict):
@@ -37,6 +44,46 @@ class Preprocessing(Strict):
 
     mean: tuple[float, float, float]
     std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+StainMethod = Literal["macenko", "vahadane", "reinhard"]
+_Rgb = tuple[float, float, float]
+_Amount = Annotated[float, Field(gt=0.05)]  # of a stain that is there at all
+_Spread = Annotated[float, Field(gt=0.5)]
+
+
+class StainProfile(Strict):
+    """The stain of pictures or of a slide as one method of normalisation sees it; of a target or of a source.
+
+    matrix: of macenko and vahadane: optical density (natural logarithm) in red, green and blue of haematoxylin and of
+    eosin, each of length 1. maxima: the 99th percentile of their amounts in tissue.
+    means, stds: of reinhard: of L (0..100), a and b in tissue.
+    fitted_on: names of the pictures.
+    Numbers that no two stains have, such as those of a picture of one colour, are refused.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    version: Literal[1] = 1
+    method: StainMethod
+    matrix: tuple[_Rgb, _Rgb] | None = None
+    maxima: tuple[_Amount, _Amount] | None = None
+    means: _Rgb | None = None
+    stds: tuple[_Spread, _Spread, _Spread] | None = None
+    fitted_on: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> Self:
+        wanted = {"means", "stds"} if self.method == "reinhard" else {"matrix", "maxima"}
+        given = {name for name in ("matrix", "maxima", "means", "stds") if getattr(self, name) is not None}
+        if given != wanted:
+            raise ValueError(f"method {self.method} has {' and '.join(sorted(wanted))}; got {sorted(given)}")
+        if self.matrix:
+            one, other = self.matrix
+            if any(abs(sum(v * v for v in stain) - 1) > 0.01 for stain in self.matrix):
+                raise ValueError("matrix: each stain must have length 1")
+            if abs(sum(a * b for a, b in zip(one, other, strict=True))) > 0.9986:  # less than 3 degrees apart
+                raise ValueError("matrix: the two stains must differ")
+        return self
 
 
 class Separation(Strict):
@@ -74,36 +121,30 @@ class Score(Strict):
     dice: float | None = None
 
 
-class ModelSpec(Strict):
-    """The contents of model.yaml.
+class NetworkSpec(Strict):
+    """A network and how it is run; model.yaml and recipes say it in the same words.
 
+    encoder: of architectures that take one. options: of the architecture. head: what the channels are (`nets.heads`).
     mpp: micrometres per pixel that the network works at.
     tile_px: side of a forward tile, margins included; part of the model, since squeeze-excite pools over it.
     margin_px: outer rim of a tile whose predictions are not used.
+    tile_slices: depth of a tile, of networks over volumes; an eighth of it is margin on either side.
+    classes: 1..K; without classes of its own a head says of every object that it is of the first.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str
     architecture: str
-    encoder: str
-    channels: tuple[Literal["nucleus"], Literal["distance"]]
+    encoder: str | None = None
+    options: dict[str, Any] = {}
+    head: Head
     mpp: float = Field(gt=0.01, lt=200)
     tile_px: int = Field(gt=0)
     margin_px: int = Field(ge=0)
-    preprocessing: Preprocessing
-    classes: tuple[ClassSpec, ...] = Field(min_length=1, max_length=1)
+    tile_slices: int | None = Field(None, gt=0)
+    classes: tuple[ClassSpec, ...] = Field(min_length=1, max_length=254)
     separation: Separation = Separation()
-    weights: Weights
-    licence: str
-    training_data: tuple[str, ...]
-    scores: tuple[Score, ...] = ()
 
     @model_validator(mode="after")
     def _tiles_fit(self) -> Self:
-        if self.tile_px % 32:
-            raise ValueError(
-                f"tile_px must be a multiple of 32, since the encoder halves five times; got {self.tile_px}"
-            )
         if self.step_px < 32:
             raise ValueError(f"tile_px - 2 * margin_px must be at least 32; got {self.step_px}")
         if not 24 <= self.halo_px <= LABEL_CHUNK_PX:
@@ -113,6 +154,20 @@ class ModelSpec(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _classes_fit(self) -> Self:
+        if self.head in ("binary", "instances") and len(self.classes) != 1:
+            raise ValueError(f"head {self.head} tells no classes apart, so it has one; got {len(self.classes)}")
+        values = [value for own in self.class_values for value in own]
+        if len(set(values)) < len(values):
+            raise ValueError(f"classes have a value in common: {self.class_values}; a value means one class")
+        return self
+
+    @property
+    def class_values(self) -> tuple[tuple[int, ...], ...]:
+        """The values of a dataset's types that mean class 1, 2 ..."""
+        return tuple(c.values or (k,) for k, c in enumerate(self.classes, start=1))
+
     @property
     def step_px(self) -> int:
         """Side of the part of a tile that is used, and the pitch of the tile grid."""
@@ -121,6 +176,22 @@ class ModelSpec(Strict):
     @property
     def halo_px(self) -> int:
         return self.separation.halo_px(self.mpp)
+
+
+class ModelSpec(NetworkSpec):
+    """The contents of model.yaml.
+
+    stain: what the training images were normalised to; `run` then does it to slides.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str
+    preprocessing: Preprocessing
+    stain: StainProfile | None = None
+    weights: Weights
+    licence: str
+    training_data: tuple[str, ...]
+    scores: tuple[Score, ...] = ()
 
 
 T = TypeVar("T", bound=BaseModel)
@@ -133,6 +204,7 @@ class RunSettings(Strict):
     """What determines the results of a run, apart from the slide and the model.
 
     A rerun into the same folder must have the same, or it is refused.
+    stain: the target that the network's pixels are normalised to, if any.
     """
 
     block_px: int = Field(ge=LABEL_CHUNK_PX, le=16384)
@@ -141,6 +213,7 @@ class RunSettings(Strict):
     allow_upsampling: bool = False
     tissue: Literal["auto", "all"] = "auto"
     qupath_bounds: bool = True
+    stain: StainProfile | None = None
     precision: Literal["bf16", "fp16", "fp32"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
 

@@ -1,5 +1,19 @@
-"""Networks: a registry of architectures over segmentation_models_pytorch, and loading of their weights."""
+"""Networks: building them, their weights, and what their inputs and outputs mean."""
 
-from wsi_seg.nets.registry import ARCHITECTURES, build_network, load_network, load_weights
+from wsi_seg.architectures import ARCHITECTURES, dimensions_of, stride_of
+from wsi_seg.nets.preprocessing import preprocessing_of
+from wsi_seg.nets.registry import build_network, encoder_parameters, load_network
+from wsi_seg.nets.weights import load_encoder, load_weights, save_encoder
 
-__all__ = ["ARCHITECTURES", "build_network", "load_network", "load_weights"]
+__all__ = [
+    "ARCHITECTURES",
+    "build_network",
+    "dimensions_of",
+    "encoder_parameters",
+    "load_encoder",
+    "load_network",
+    "load_weights",
+    "preprocessing_of",
+    "save_encoder",
+    "stride_of",
+]

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from wsi_seg.architectures import ARCHITECTURES, encoder_of, options_of
 from wsi_seg.bundles import Bundle
-from wsi_seg.catalog import Registry
 from wsi_seg.errors import ModelError, UsageError
+from wsi_seg.nets.heads import out_channels
+from wsi_seg.nets.weights import load_encoder, load_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
-ARCHITECTURES = Registry(
-    "network architecture",
-    "wsi_seg.nets",
-    {
-        "unet": "wsi_seg.nets.smp_nets:unet",
-        "unetplusplus": "wsi_seg.nets.smp_nets:unetplusplus",
-    },
-)
 
+def build_network(
+    architecture: str,
+    encoder: str | None,
+    out_channels: int,
+    options: Mapping[str, Any] | None = None,
+    *,
+    encoder_weights: str | None = None,
+) -> nn.Module:
+    """Return the untrained network, the same for the same `torch.manual_seed`.
 
-def build_network(architecture: str, encoder: str, out_channels: int) -> nn.Module:
-    """Return the untrained network: (N, 3, H, W) float -> (N, out_channels, H, W) logits."""
+    (N, 3, Y, X) float -> (N, out_channels, Y, X) logits; of architectures for volumes (N, 1, Z, Y, X) float ->
+    (N, out_channels, Z, Y, X). The sides must be multiples of `architectures.stride_of`.
+
+    encoder: of architectures that take one; None: the architecture's own. options: of the architecture.
+    encoder_weights: "imagenet" or a safetensors file with the encoder's weights, see `load_encoder`.
+    ModelError where there is no such network.
+    """
     try:
-        network: nn.Module = ARCHITECTURES.load(architecture)(encoder, out_channels)
+        builder = ARCHITECTURES.load(architecture)
+        encoder = encoder_of(architecture, encoder)
+        network: nn.Module = builder(encoder, out_channels, options_of(architecture, encoder, options or {}))
     except UsageError as error:
         raise ModelError(str(error)) from None
-    except (KeyError, RuntimeError) as error:  # what smp and timm raise for names they do not know
+    except (KeyError, RuntimeError, ValueError) as error:  # what smp and timm raise for encoders they cannot take
         reason = " ".join(str(error.args[0] if error.args else error).split())[:300]
         raise ModelError(f"there is no {architecture} with encoder {encoder!r}: {reason}") from None
+    if encoder_weights is not None:
+        load_encoder(network, encoder, encoder_weights)
     return network
 
 
@@ -37,29 +50,17 @@ def load_network(bundle: Bundle) -> nn.Module:
     """Return the bundle's network in eval mode with its weights, float32 on the CPU; ModelError where they misfit."""
     spec = bundle.spec
     try:
-        network = build_network(spec.architecture, spec.encoder, len(spec.channels))
+        channels = out_channels(spec.head, len(spec.classes))
+        network = build_network(spec.architecture, spec.encoder, channels, spec.options)
     except ModelError as error:
         raise ModelError(f"model {spec.name}: {error}") from None
     load_weights(network, bundle)
     return network.eval()
 
 
-def load_weights(network: nn.Module, bundle: Bundle) -> None:
-    """Put the bundle's weights into a network of the same make, in place; ModelError where they misfit."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path, spec = bundle.weights_path, bundle.spec
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"{path}: not a safetensors file ({error}); pickles and other formats are refused, since they can run code"
-        ) from None
-    floats = {name: w.float() if w.dtype in (torch.float16, torch.bfloat16) else w for name, w in weights.items()}
-    try:
-        network.load_state_dict(floats)
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path}: the weights do not fit {spec.architecture} with {spec.encoder}: {first}") from None
+def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of the network's encoder that can be trained; ModelError where it has no encoder."""
+    encoder = dict(network.named_children()).get("encoder")
+    if encoder is None:
+        raise ModelError("the network has no encoder that could be frozen; leave schedule.freeze out")
+    return [parameter for parameter in encoder.parameters() if parameter.requires_grad]
