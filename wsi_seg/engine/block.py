@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi_seg.engine.ledger import BlockData, Ledger
+from wsi_seg.engine.staining import count_own, map_of
 from wsi_seg.geometry import Box
 from wsi_seg.inference import MapSource
 from wsi_seg.instances import separate
@@ -29,16 +30,24 @@ def process_block(plan: SlidePlan, block: Block, plane: da.Array, maps: MapSourc
 def find_nuclei(plan: SlidePlan, block: Block, plane: da.Array, maps: MapSource, watch: Stopwatch) -> BlockData:
     """Return the labels of the block's core and the table of the nuclei it owns."""
     window_mp, origin_mp = block.window_mp, (block.window_mp.x0, block.window_mp.y0)
-    seen = maps.window(plan.name, plane, plan.active_tiles, window_mp, watch)
+    seen = maps.window(plan.name, plane, plan.active_tiles, window_mp, watch, map_of(plan))
     with watch("separate"):
         instances = separate(seen.probability, seen.distance, window_mp, plan.model.separation, plan.frame.mpp)
     with watch("measure"):
         owned = _inside(instances.anchors_mp, block.core_mp)
         nuclei = measure(
-            instances, owned, seen.probability, seen.rgb, origin_mp, plan.frame, plan.settings.measurements
+            instances,
+            owned,
+            seen.probability,
+            seen.rgb,
+            origin_mp,
+            plan.frame,
+            plan.settings.measurements,
+            seen.classes,
         )
     labels, anchors_mp = _core_labels(instances, block)
-    commit = Commit(block.name, nuclei.num_rows, seen.tiles_forwarded, dict(watch.seconds))
+    unnormalised = count_own(block, seen.unnormalised, plan.model.step_px)
+    commit = Commit(block.name, nuclei.num_rows, seen.tiles_forwarded, dict(watch.seconds), unnormalised)
     return BlockData(labels, anchors_mp, nuclei, commit)
 
 

@@ -27,6 +27,7 @@ from wsi_seg.files import replacing
 from wsi_seg.records import Block, Commit, SlidePlan, SlideResult
 from wsi_seg.slides import open_slide
 from wsi_seg.slides.inputs import SlideSource
+from wsi_seg.volumes.reading import fingerprint_of
 
 SUMMARY_FILE = "summary.csv"
 _LEAST_ROWS_PER_LANE = 4  # fewer, and neighbouring workers would compute too many tiles twice
@@ -172,12 +173,18 @@ class Driver:
         slide = self._waiting.popleft()
         slide.begun = time.perf_counter()
         self._open[slide.source.name] = slide
+        if slide.source.volume:  # done as one job, which nothing of is kept before its end
+            self._progress.starting(f"{slide.source.name}: a volume, done whole")
+            return Job("volume", slide.source.name, (slide.source, self._settings, self._info(slide)))
         return Job("plan", slide.source.name, (slide.source, self._settings))
 
     def _finish_job(self, slide: _Slide) -> Job:
         assert slide.plan is not None  # it was planned, or it would have no blocks
-        info = RunInfo(
-            identity=self._identity(slide.source, slide.plan.fingerprint),
+        return Job("finish", slide.source.name, (slide.plan, self._info(slide, slide.plan.fingerprint)))
+
+    def _info(self, slide: _Slide, fingerprint: str | None = None) -> RunInfo:
+        return RunInfo(
+            identity=self._identity(slide.source, fingerprint),
             environment={
                 "executor": self._executor.name,
                 "workers": self._executor.workers,
@@ -187,7 +194,6 @@ class Driver:
             wall_s=time.perf_counter() - slide.begun,
             blocks_resumed=slide.resumed,
         )
-        return Job("finish", slide.source.name, (slide.plan, info))
 
     # What came of it.
 
@@ -253,6 +259,8 @@ class Driver:
         """Return all that determines a slide's result, as JSON would give it back."""
         model = self._bundle.spec.model_dump(exclude={"description", "licence", "training_data", "scores"})
         slide = {"mpp_given": source.mpp} | ({"fingerprint": fingerprint} if fingerprint else {})
+        if source.volume:
+            slide |= {"spacing_given": source.spacing}
         identity = {
             "wsi_seg": version("wsi-seg"),
             "slide": slide,
@@ -284,12 +292,14 @@ class Driver:
         results = [self.results[name] for name in self._order if name in self.results]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["name", "path", "status", "nuclei", "tissue_mm2", "mpp", "seconds", "reason", "warnings"])
+        counted = ["nuclei", "tissue_mm2", "mpp", "seconds", "tiles_unnormalised"]
+        writer.writerow(["name", "path", "status", *counted, "reason", "warnings"])
         for r in results:
+            tissue = "" if r.slices else round(r.tissue_mm2, 4)
             numbers = (
-                [r.nuclei, round(r.tissue_mm2, 4), round(r.mpp, 5), round(r.seconds, 1)]
+                [r.nuclei, tissue, round(r.mpp, 5), round(r.seconds, 1), r.tiles_unnormalised]
                 if r.status == "done"
-                else [""] * 4
+                else [""] * len(counted)
             )
             writer.writerow([r.name, r.path, r.status, *numbers, r.reason, " | ".join(r.warnings)])
         try:
@@ -355,16 +365,24 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _read_result(slide: _Slide) -> SlideResult:
     """Return the result of a slide that an earlier run finished; ResumeError where that was another slide."""
     record = json.loads((slide.ledger.final / RUN_FILE).read_text(encoding="utf-8"))
-    with open_slide(slide.source.path, mpp=slide.source.mpp) as opened:
-        kept = {"slide": {"fingerprint": record["identity"]["slide"]["fingerprint"]}}
-        _refuse_differences(slide.ledger, kept, {"slide": {"fingerprint": opened.fingerprint}})
+    kept = {"slide": {"fingerprint": record["identity"]["slide"]["fingerprint"]}}
+    _refuse_differences(slide.ledger, kept, {"slide": {"fingerprint": _fingerprint(slide.source)}})
     return SlideResult(
         name=slide.source.name,
         path=slide.source.path,
         status="done",
         nuclei=record["counts"]["nuclei"],
-        tissue_mm2=record["slide"]["tissue_mm2"],
+        tissue_mm2=record["slide"].get("tissue_mm2", 0.0),
         seconds=record["seconds"]["wall"],
         mpp=record["slide"]["mpp_l0"],
         warnings=tuple(record["warnings"]),
+        tiles_unnormalised=record["counts"].get("tiles_unnormalised"),
+        slices=record["slide"].get("slices", 0),
     )
+
+
+def _fingerprint(source: SlideSource) -> str:
+    if source.volume:
+        return fingerprint_of(source.path)
+    with open_slide(source.path, mpp=source.mpp) as slide:
+        return slide.fingerprint

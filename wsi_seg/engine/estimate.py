@@ -15,6 +15,7 @@ from wsi_seg.inference import Device, Network, choose_precision
 from wsi_seg.records import SlidePlan
 from wsi_seg.slides.inputs import SlideSource
 from wsi_seg.stopwatch import Stopwatch
+from wsi_seg.volumes.reading import read_volume
 
 # measured on the demo slide (5,600 nuclei per mm2, basic measurements)
 _MB_PER_MM2 = 4.5
@@ -49,10 +50,14 @@ class Estimate:
 
 def plan_each(
     sources: Sequence[SlideSource], bundle: Bundle, settings: RunSettings, tiles_per_s: float | None
-) -> Iterator[tuple[SlideSource, SlidePlan | str, Estimate]]:
-    """Yield each slide with its plan, or the problem it has, and the estimate."""
+) -> Iterator[tuple[SlideSource, SlidePlan | str | None, Estimate]]:
+    """Yield each slide with its plan, or the problem it has, and the estimate; a volume comes without them."""
     for source in sources:
         try:
+            if source.volume:
+                read_volume(source.path, source.mpp, source.spacing)
+                yield source, None, Estimate(None, 0)
+                continue
             plan = plan_slide(source, bundle.spec, settings)
         except SlideError as error:
             yield source, error.reason, Estimate(None, 0)
@@ -68,7 +73,7 @@ def estimate(plan: SlidePlan, tiles_per_s: float | None) -> Estimate:
 
 def time_network(bundle: Bundle, device: Device) -> float:
     """Return how many tiles per second the network does here."""
-    network = Network(bundle, device, choose_precision(device))
+    network = Network.load(bundle, device, choose_precision(device))
     tile_rgb = np.full((1, bundle.spec.tile_px, bundle.spec.tile_px, 3), 200, np.uint8)
     network(tile_rgb, Stopwatch())  # the first is slower
     watch = Stopwatch()

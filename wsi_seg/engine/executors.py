@@ -82,7 +82,7 @@ class RayExecutor:
     name = "ray"
 
     def __init__(self, options: WorkerOptions, address: str | None = None) -> None:
-        self._owns_ray = _start_ray(address)
+        self._owns_ray = start_ray(address)
         self._actors: list[Any] = []
         try:
             self._actors = _start_actors(options)
@@ -201,8 +201,11 @@ class RayExecutor:
             ray.shutdown()
 
 
-def _start_ray(address: str | None) -> bool:
-    """Connect to Ray, or start it here; return whether this run is to end it."""
+def start_ray(address: str | None, *, log_to_driver: bool = False) -> bool:
+    """Connect to Ray, or start it here; return whether this run is to end it.
+
+    log_to_driver: whether what workers print is printed here too.
+    """
     import ray
 
     if ray.is_initialized():
@@ -218,12 +221,12 @@ def _start_ray(address: str | None) -> bool:
             include_dashboard=False,
             object_store_memory=80 << 20,
             logging_level=logging.ERROR,
-            log_to_driver=False,
+            log_to_driver=log_to_driver,
         )
         return True
     try:
         _check_reachable(address)
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"--address {address}: no Ray cluster answers ({_one_line(error)}); start one with `ray start --head`, "

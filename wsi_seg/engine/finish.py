@@ -19,6 +19,7 @@ import pyarrow as pa
 from wsi_seg.config import LABEL_CHUNK_PX
 from wsi_seg.engine.gallery import Gallery
 from wsi_seg.engine.ledger import RUN_FILE, BlockData, Ledger
+from wsi_seg.engine.staining import unnormalised_tiles
 from wsi_seg.errors import StorageError
 from wsi_seg.export.geojson import ROWS_PER_PART, GeoJsonWriter
 from wsi_seg.export.ids import nucleus_uuids
@@ -74,6 +75,7 @@ def finish_slide(plan: SlidePlan, info: RunInfo, out: Path, peak_memory_mb: floa
         seconds=wall_s,
         mpp=plan.mpp_l0,
         warnings=plan.warnings,
+        tiles_unnormalised=unnormalised_tiles(plan, commits),
     )
 
 
@@ -235,6 +237,7 @@ def _record(
             "scale_l0": plan.frame.scale_l0,
             "qupath_shift_l0": plan.frame.qupath_shift_l0,
             "tissue_mm2": round(plan.tissue_mm2, 4),
+            "stain": plan.stain and plan.stain.model_dump(exclude_none=True),
         },
         "counts": {
             "nuclei": nuclei,
@@ -242,6 +245,7 @@ def _record(
             "blocks_resumed": info.blocks_resumed,
             "tiles": plan.tile_count,
             "tiles_forwarded": forwarded,
+            "tiles_unnormalised": unnormalised_tiles(plan, commits),
             "label_px_without_nucleus": unmatched_px,
         },
         "seconds": {"wall": round(wall_s, 3), **{stage: round(value, 3) for stage, value in stages.items()}},

@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from wsi_seg.config import ModelSpec, RunSettings
+from wsi_seg.config import ModelSpec, RunSettings, StainProfile
+from wsi_seg.engine.staining import slide_stain
 from wsi_seg.records import Frame, SlidePlan
 from wsi_seg.slides import Plane, Slide, open_slide
 from wsi_seg.slides.inputs import SlideSource
@@ -52,6 +53,7 @@ def plan_opened(slide: Slide, source: SlideSource, model: ModelSpec, settings: R
         blocks=make_blocks(plane.box_mp, settings.block_px, halo_px, active, model.step_px),
         model=model,
         settings=settings,
+        stain=_stain(source.path, plane, tissue, settings),
     )
     return plane, plan
 
@@ -69,6 +71,15 @@ def slide_tissue(slide: Slide, settings: RunSettings) -> npt.NDArray[np.bool_]:
         return np.ones((1, 1), np.bool_)
     thumbnail_rgb, scale_l0 = slide.thumbnail(mpp=TISSUE_UM_PER_PX)
     return find_tissue(thumbnail_rgb, slide.require_mpp() * scale_l0)
+
+
+def _stain(path: str, plane: Plane, tissue: npt.NDArray[np.bool_], settings: RunSettings) -> StainProfile | None:
+    if settings.stain is None or not tissue.any():
+        return None
+    stain = slide_stain(plane.array, tissue, settings.stain.method)
+    if stain is None:
+        log.warning("%s: its stain cannot be told from its tissue; it is not normalised", path)
+    return stain
 
 
 def _frame(slide: Slide, plane: Plane, settings: RunSettings) -> Frame:

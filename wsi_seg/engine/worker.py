@@ -14,6 +14,7 @@ from wsi_seg.config import RunSettings
 from wsi_seg.engine.block import process_block
 from wsi_seg.engine.finish import RunInfo, finish_slide
 from wsi_seg.engine.planning import plan_slide, reopen
+from wsi_seg.engine.volume import do_volume
 from wsi_seg.errors import SlideError, WsiSegError
 from wsi_seg.inference import Device, MapSource, Network, Precision, choose_device, choose_precision
 from wsi_seg.process import peak_memory_mb, prepare_for_computing
@@ -50,7 +51,7 @@ class WorkerInfo:
 class Job:
     """One call of a worker: `method` with `arguments`, for the slide of this name."""
 
-    method: Literal["plan", "block", "finish"]
+    method: Literal["plan", "block", "finish", "volume"]
     slide: str
     arguments: tuple[Any, ...]
 
@@ -74,7 +75,7 @@ class Worker:
         bundle = find_bundle(options.model)
         device = choose_device(options.device)
         batch_size = options.batch_size or _DEFAULT_BATCH[device]
-        network = Network(bundle, device, choose_precision(device))
+        network = Network.load(bundle, device, choose_precision(device))
         self.info = WorkerInfo(device, choose_precision(device), batch_size, _threads())
         self._model = bundle.spec
         self._out = options.out
@@ -103,6 +104,9 @@ class Worker:
 
     def finish(self, plan: SlidePlan, info: RunInfo) -> SlideResult:
         return finish_slide(plan, info, self._out, peak_memory_mb())
+
+    def volume(self, source: SlideSource, settings: RunSettings, info: RunInfo) -> SlideResult:
+        return do_volume(source, settings, info, self._maps, self._out)
 
     def _plane(self, plan: SlidePlan) -> Plane:
         """Return the slide at the model's resolution; the last few slides stay open."""

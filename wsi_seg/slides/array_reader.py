@@ -13,14 +13,14 @@ from wsi_seg.slides.fingerprint import digest_of
 class ArraySlide(Slide):
     """A slide of one level that lies in memory.
 
-    image_rgb: (Y, X, 3) uint8. mpp: micrometres per pixel.
+    image_rgb: (Y, X, 3) uint8. mpp: micrometres per pixel. path: what messages call it.
     """
 
-    def __init__(self, image_rgb: RGB, mpp: float) -> None:
+    def __init__(self, image_rgb: RGB, mpp: float, path: str = "image") -> None:
         if image_rgb.ndim != 3 or image_rgb.shape[2] != 3 or image_rgb.dtype != np.uint8 or not image_rgb.size:
             raise UsageError(f"The image is {image_rgb.dtype} {image_rgb.shape}, expected uint8 RGB of shape (Y, X, 3)")
         self._image = image_rgb
-        super().__init__("image", mpp)
+        super().__init__(path, mpp)
 
     def _open_handle(self) -> RGB:
         return self._image

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from wsi_seg.errors import MppError, UsageError
 from wsi_seg.geometry import Box
-from wsi_seg.slides.mpp import ANISOTROPY_TOLERANCE, HOW_TO_GIVE, check_mpp, plausible
+from wsi_seg.slides.mpp import check_mpp, require_mpp, settle_mpp
 from wsi_seg.slides.paths import stem
 from wsi_seg.slides.resample import LazyLevel, LazyResampled
 
@@ -90,29 +90,8 @@ class Slide(ABC):
         self.properties: Mapping[str, str] = facts.properties
         self.level_downsamples = _downsamples(facts.level_dimensions)
         self._tiles = facts.tiles
-        self.mpp = self._settle_mpp(mpp, facts.mpp_xy)
+        self.mpp = settle_mpp(self.path, mpp, facts.mpp_xy)
         self._fingerprint: str | None = None
-
-    def _settle_mpp(self, given: float | None, mpp_xy: tuple[float, float] | None) -> float | None:
-        """Return the user's mpp, else the file's if it can be a pixel size, else None."""
-        if mpp_xy is not None and not plausible(mpp_xy):
-            log.info("%s: ignored a pixel size of %.4g x %.4g um, which no microscope makes", self.path, *mpp_xy)
-            mpp_xy = None
-        if given is None:
-            return None if mpp_xy is None else self._isotropic(*mpp_xy)
-        in_file = None if mpp_xy is None else sum(mpp_xy) / 2
-        if in_file is not None and abs(given - in_file) > ANISOTROPY_TOLERANCE * in_file:
-            log.warning("%s: using mpp %.4g as given, although the file says %.4g", self.path, given, in_file)
-        return float(given)
-
-    def _isotropic(self, mpp_x: float, mpp_y: float) -> float:
-        if abs(mpp_x - mpp_y) > ANISOTROPY_TOLERANCE * min(mpp_x, mpp_y):
-            raise MppError(
-                self.path,
-                f"pixels are {mpp_x:.4g} x {mpp_y:.4g} um, expected square ones (within 5 %); resample the file, "
-                "or give --mpp if its tags are wrong",
-            )
-        return mpp_x if mpp_x == mpp_y else (mpp_x + mpp_y) / 2
 
     # What a backend provides.
 
@@ -207,10 +186,7 @@ class Slide(ABC):
 
     def require_mpp(self) -> float:
         """Return the slide's mpp; MppError says how to give it where the file does not."""
-        if self.mpp is None:
-            fact = "the file does not say its pixel size (mpp) and it is not guessed"
-            raise MppError(self.path, f"{fact}; {HOW_TO_GIVE}")
-        return self.mpp
+        return require_mpp(self.path, self.mpp)
 
     def read_level(self, level: int, box: Box) -> RGB:
         """Return (box.height, box.width, 3) uint8 of one level, in that level's pixels; `box` lies inside it."""

@@ -25,11 +25,14 @@ class SlideSource:
     path: file, folder or URL.
     name: unique in the run whatever the case of its letters, and safe as the name of one folder.
     mpp: micrometres per level-0 pixel that the user gave for this slide.
+    volume: whether it is a stack of slices; spacing: the micrometres from one to the next that the user gave.
     """
 
     path: str
     name: str
     mpp: float | None = None
+    volume: bool = False
+    spacing: float | None = None
 
 
 def find_slides(inputs: Sequence[str]) -> list[SlideSource]:
@@ -102,8 +105,9 @@ def _walk(folder: str, seen: set[str]) -> Iterator[str]:
 
 
 def _is_result(folder: str) -> bool:
-    """Whether a folder holds the results of a slide: its pictures and Zarr are not slides."""
-    return all(os.path.isfile(os.path.join(folder, file)) for file in ("run.json", "nuclei.parquet"))
+    """Whether a folder holds the results of a slide or a volume: its pictures and Zarr are not slides."""
+    run, nuclei, objects = (os.path.join(folder, file) for file in ("run.json", "nuclei.parquet", "objects.csv"))
+    return os.path.isfile(run) and (os.path.isfile(nuclei) or os.path.isfile(objects))
 
 
 def _looks_like_slide(path: str) -> bool:

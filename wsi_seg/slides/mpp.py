@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
-from wsi_seg.errors import UsageError
+from wsi_seg.errors import MppError, UsageError
+
+log = logging.getLogger("wsi_seg")
 
 MPP_RANGE = (0.01, 200.0)
 """Micrometres per pixel that a person may give."""
@@ -25,3 +28,37 @@ def check_mpp(mpp: float, what: str) -> None:
 def plausible(mpp_xy: tuple[float, float] | None) -> bool:
     """Whether a file's (x, y) pixel size can be a microscope's."""
     return mpp_xy is not None and all(FILE_MPP_RANGE[0] <= mpp <= FILE_MPP_RANGE[1] for mpp in mpp_xy)
+
+
+def settle_mpp(path: str, given: float | None, mpp_xy: tuple[float, float] | None) -> float | None:
+    """Return the user's mpp, else the file's (x, y) if it can be a pixel size, else None.
+
+    Raises MppError where the file's pixels are not square.
+    """
+    if mpp_xy is not None and not plausible(mpp_xy):
+        log.info("%s: ignored a pixel size of %.4g x %.4g um, which no microscope makes", path, *mpp_xy)
+        mpp_xy = None
+    if given is None:
+        return None if mpp_xy is None else _isotropic(path, *mpp_xy)
+    in_file = None if mpp_xy is None else sum(mpp_xy) / 2
+    if in_file is not None and abs(given - in_file) > ANISOTROPY_TOLERANCE * in_file:
+        log.warning("%s: using mpp %.4g as given, although the file says %.4g", path, given, in_file)
+    return float(given)
+
+
+def require_mpp(path: str, mpp: float | None) -> float:
+    """Return the mpp; MppError says how to give it where it is None."""
+    if mpp is None:
+        fact = "the file does not say its pixel size (mpp) and it is not guessed"
+        raise MppError(path, f"{fact}; {HOW_TO_GIVE}")
+    return mpp
+
+
+def _isotropic(path: str, mpp_x: float, mpp_y: float) -> float:
+    if abs(mpp_x - mpp_y) > ANISOTROPY_TOLERANCE * min(mpp_x, mpp_y):
+        raise MppError(
+            path,
+            f"pixels are {mpp_x:.4g} x {mpp_y:.4g} um, expected square ones (within 5 %); resample the file, "
+            "or give --mpp if its tags are wrong",
+        )
+    return mpp_x if mpp_x == mpp_y else (mpp_x + mpp_y) / 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from wsi_seg.geometry import Box
 
 if TYPE_CHECKING:
     from wsi_seg.slides.base import RGB, Slide
+
+T = TypeVar("T", bound=np.generic)
 
 WEIGHT_BITS = 14
 BETWEEN_BITS = 6
@@ -98,6 +100,14 @@ def _take(read: Callable[[Box], RGB], key: tuple[Any, ...], shape: tuple[int, ..
     # From the last axis to the first: an integer removes its axis.
     taken: RGB = pixels[:, :, channels][:, columns][rows]
     return taken
+
+
+def to_size(pixels: npt.NDArray[T], shape: tuple[int, ...]) -> npt.NDArray[T]:
+    """Resample (Y, X) labels or values to (rows, columns) by the nearest pixel."""
+    if pixels.shape == shape:
+        return pixels
+    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(np.intp) for n, m in zip(shape, pixels.shape, strict=True))
+    return pixels[np.ix_(rows, columns)]
 
 
 def _span(part: Any, size: int) -> tuple[int, int, Any]:  # noqa: ANN401

@@ -95,7 +95,7 @@ def _open(file: tifffile.TiffFile) -> Opened | None:
         raise ValueError(f"unknown compression {int(page.compression)}")
     levels = tuple(_array(series, level) for level in range(len(series.levels)))
     axes = series.axes.lower().replace("s", "c")
-    return Opened(levels, axes, _mpp_xy(file, page), {"tiff.axes": series.axes, "tiff.kind": series.kind})
+    return Opened(levels, axes, mpp_xy(file, page), {"tiff.axes": series.axes, "tiff.kind": series.kind})
 
 
 def _array(series: Any, level: int) -> Level:  # noqa: ANN401
@@ -118,25 +118,43 @@ def _whole(level: Any) -> RGB:  # noqa: ANN401
     return np.asarray(level.asarray())
 
 
-def _mpp_xy(file: tifffile.TiffFile, page: Any) -> tuple[float, float] | None:  # noqa: ANN401
+def mpp_xy(file: tifffile.TiffFile, page: Any) -> tuple[float, float] | None:  # noqa: ANN401
     """Return (x, y) micrometres per pixel from the OME-XML, ImageJ's header or the resolution tags, in this order."""
     if file.is_ome and file.ome_metadata:
         found = _from_ome(file.ome_metadata)
         if found is not None:
             return found
-    unit = _TAG_UNITS.get(_tag(page, "ResolutionUnit"), math.nan)
-    if file.is_imagej and file.imagej_metadata:
-        unit = _MICROMETRES.get(str(file.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ"), unit)
+    unit = _imagej_unit(file) or _TAG_UNITS.get(_tag(page, "ResolutionUnit"), math.nan)
     x, y = _per_unit(page, "XResolution"), _per_unit(page, "YResolution")
     return (unit / x, unit / y) if x > 0 and y > 0 and math.isfinite(unit) else None
 
 
+def spacing_um(file: tifffile.TiffFile) -> float | None:
+    """Return the micrometres from one slice to the next from the OME-XML or ImageJ's header; None where unknown."""
+    if file.is_ome and file.ome_metadata:
+        return _ome_sizes(file.ome_metadata, "Z")[0] or None
+    unit = _imagej_unit(file)
+    return float((file.imagej_metadata or {}).get("spacing", 0.0)) * unit or None
+
+
+def _imagej_unit(file: tifffile.TiffFile) -> float:
+    """Return the micrometres in the unit of ImageJ's header, 0 where there is none."""
+    if not file.is_imagej or not file.imagej_metadata:
+        return 0.0
+    return _MICROMETRES.get(str(file.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ"), 0.0)
+
+
 def _from_ome(text: str) -> tuple[float, float] | None:
+    x, y = _ome_sizes(text, "XY")
+    return (x, y) if x and y else None
+
+
+def _ome_sizes(text: str, axes: str) -> list[float]:
+    """Return the micrometres of the first image's pixels along each of the axes, 0 where the file says none."""
     for element in ElementTree.fromstring(text).iter():
         if element.tag.rpartition("}")[2] == "Pixels":
-            sizes = [_ome_size(element.attrib, axis) for axis in "XY"]
-            return (sizes[0], sizes[1]) if sizes[0] and sizes[1] else None
-    return None
+            return [_ome_size(element.attrib, axis) for axis in axes]
+    return [0.0] * len(axes)
 
 
 def _ome_size(attributes: dict[str, str], axis: str) -> float:

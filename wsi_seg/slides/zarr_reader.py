@@ -33,12 +33,14 @@ class Opened:
     """An opened image.
 
     levels: arrays, finest first, all with `axes`, a string such as "tczyx".
+    mpp_xy, spacing: micrometres per pixel, and from one slice to the next; None where the file does not say it.
     """
 
     levels: tuple[Level, ...]
     axes: str
     mpp_xy: tuple[float, float] | None
     properties: Mapping[str, str]
+    spacing: float | None = None
 
 
 class LevelsSlide(Slide):
@@ -75,7 +77,7 @@ class ZarrSlide(LevelsSlide):
     def _open_handle(self) -> Opened:
         with self._translated():
             node = zarr.open(_store(self._location), mode="r")
-            opened = _open_array(node) if isinstance(node, zarr.Array) else _open_image(self.path, node)
+            opened = open_array(node) if isinstance(node, zarr.Array) else open_image(self.path, node)
         check_pixels(self.path, opened)
         return opened
 
@@ -118,7 +120,7 @@ def _store(location: str) -> FsspecStore | LocalStore:
     return LocalStore(location, read_only=True)
 
 
-def _open_array(array: zarr.Array[Any]) -> Opened:
+def open_array(array: zarr.Array[Any]) -> Opened:
     """Return a plain array; a first axis of 3 or fewer before two longer ones is the channel."""
     axes = _PLAIN_AXES.get(array.ndim, "?" * array.ndim)
     if array.ndim == 3 and array.shape[2] not in (1, 3) and array.shape[0] in (1, 3):
@@ -126,7 +128,8 @@ def _open_array(array: zarr.Array[Any]) -> Opened:
     return Opened((array,), axes, None, {"zarr.axes": axes})
 
 
-def _open_image(path: str, group: zarr.Group) -> Opened:
+def open_image(path: str, group: zarr.Group) -> Opened:
+    """Return the first image of an OME-Zarr; SlideOpenError where there is none."""
     content = ngff.content(dict(group.attrs))
     if "multiscales" not in content and "bioformats2raw.layout" in content and "0" in group:
         group = _subgroup(group, "0")
@@ -138,7 +141,9 @@ def _open_image(path: str, group: zarr.Group) -> Opened:
     levels = tuple(_subarray(group, dataset["path"]) for dataset in image["datasets"])
     names = "".join(axis["name"] for axis in axes)
     properties = {"zarr.axes": names, "ome-zarr.version": str(content.get("version", image.get("version", "")))}
-    return Opened(levels, names, _mpp_xy(image, axes), properties)
+    sizes = _sizes_um(image, axes)
+    mpp_xy = (sizes["x"], sizes["y"]) if "x" in sizes and "y" in sizes else None
+    return Opened(levels, names, mpp_xy, properties, sizes.get("z"))
 
 
 def _subgroup(group: zarr.Group, path: str) -> zarr.Group:
@@ -160,18 +165,17 @@ def _axes_of(group: zarr.Group, image: Mapping[str, Any]) -> str:
     return "tczyx"[-_subarray(group, image["datasets"][0]["path"]).ndim :]
 
 
-def _mpp_xy(image: Mapping[str, Any], axes: Sequence[Mapping[str, str]]) -> tuple[float, float] | None:
-    """Return (x, y) micrometres per pixel, or None where the axes have no unit of length."""
+def _sizes_um(image: Mapping[str, Any], axes: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """Return the micrometres per pixel along each axis that has a unit of length."""
     steps = [1.0] * len(axes)
     for transformation in [*image["datasets"][0].get("coordinateTransformations", ()), *_common(image)]:
         if transformation.get("type") == "scale":
             steps = [step * factor for step, factor in zip(steps, transformation["scale"], strict=True)]
-    sizes = {
+    return {
         axis["name"]: step * _MICROMETRES[axis["unit"]]
         for axis, step in zip(axes, steps, strict=True)
         if axis.get("unit") in _MICROMETRES
     }
-    return (sizes["x"], sizes["y"]) if "x" in sizes and "y" in sizes else None
 
 
 def _common(image: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -1,0 +1,203 @@
+"""Annotated volumes on disk: what networks over volumes are trained and scored on.
+
+DATA/volumes/*.tif            grey, (Z, H, W), uint8 or uint16
+DATA/labels/<same name>.tif   uint16 instances, 0 background; or DATA/masks/, binary, where objects are not told apart
+DATA/types/<same name>.tif    optional uint8 class of each voxel, 0 background
+DATA/items.csv                optional: as of images, and spacing, the micrometres from one slice to the next
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from scipy import ndimage
+
+from wsi_seg.dataset import ITEM_COLUMNS, mpp_of, read_facts
+from wsi_seg.errors import UsageError
+
+VOLUME_SUFFIXES = (".tif", ".tiff")
+VOLUME_COLUMNS = (*ITEM_COLUMNS, "spacing")
+SPACING_RANGE = (0.01, 100_000.0)  # micrometres
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class VolumeItem:
+    """One annotated volume.
+
+    labels: path of its annotation. instances: whether touching objects are told apart in it.
+    mpp: micrometres per voxel along y and x. spacing: along z, None where it is not known.
+    group: what must not be split between training and validation, such as a specimen.
+    """
+
+    name: str
+    volume: Path
+    labels: Path
+    instances: bool
+    types: Path | None
+    mpp: float
+    spacing: float | None
+    group: str
+    source: str
+    licence: str
+
+    def read_volume(self) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+        """Return (Z, H, W) uint8 or uint16, as it is in the file; see `scale_grey`."""
+        return read_stack(self.volume)
+
+    def read_labels(self) -> npt.NDArray[np.int32]:
+        """Return (Z, H, W) int32; components of a binary mask get a number each."""
+        values = read_stack(self.labels)
+        if self.instances:
+            return values.astype(np.int32)
+        return np.asarray(ndimage.label(values > 0)[0], np.int32)
+
+    def read_types(self) -> npt.NDArray[np.uint8] | None:
+        """Return (Z, H, W) uint8 classes, None where there are none."""
+        return None if self.types is None else read_stack(self.types).astype(np.uint8)
+
+
+def open_volumes(folder: str | Path, mpp: float | None = None) -> list[VolumeItem]:
+    """Return the volumes of a dataset, sorted by name, having checked that each has an annotation of its shape.
+
+    mpp: for volumes whose mpp items.csv does not give; it is never guessed.
+    """
+    root = Path(folder)
+    volumes = sorted(p for p in (root / "volumes").glob("*") if p.suffix.lower() in VOLUME_SUFFIXES)
+    if not volumes:
+        raise UsageError(f"{root}: no volumes in {root / 'volumes'}; expected volumes/*.tif beside labels/ or masks/")
+    facts = read_facts(root / "items.csv", VOLUME_COLUMNS)
+    unknown = facts.keys() - {path.stem for path in volumes}
+    if unknown:
+        raise UsageError(f"{root / 'items.csv'}: there is no volume called {min(unknown)!r} in {root / 'volumes'}")
+    return [_find(root, volume, facts.get(volume.stem, {}), mpp) for volume in volumes]
+
+
+def open_pairs(
+    folder: str | Path, pairs: Iterable[tuple[str, str]], mpp: float, spacing: float | None = None
+) -> list[VolumeItem]:
+    """Return volumes and their instance labels, each named by its path below a folder of any form."""
+    root = Path(folder)
+    items = []
+    for volume, labels in ((root / a, root / b) for a, b in pairs):
+        for path in (volume, labels):
+            if not path.is_file():
+                raise UsageError(f"{path}: there is no such file; expected a volume and its labels")
+        _check_shapes(volume, (labels,))
+        facts = {"spacing": "" if spacing is None else str(spacing)}
+        items.append(_item(root, volume, labels, None, facts, mpp, instances=True))
+    return items
+
+
+def scale_grey(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Scale grey of any depth to uint8, from its 0.1 to its 99.9 percentile over all of the array.
+
+    So the same object looks the same whatever gain and bit depth it was recorded with. Where nearly all values are
+    equal, the lowest and the highest take the percentiles' place.
+    """
+    low, high = (float(q) for q in np.percentile(values, (0.1, 99.9)))
+    if high <= low:
+        low, high = float(values.min()), float(values.max())
+    scaled = (values.astype(np.float32) - low) * (255 / max(high - low, 1e-6))
+    grey: npt.NDArray[np.uint8] = np.clip(scaled, 0, 255).round().astype(np.uint8)
+    return grey
+
+
+def read_stack(path: Path) -> npt.NDArray[Any]:
+    """Return all of a TIFF, in its own type."""
+    try:
+        return np.asarray(tifffile.imread(path))
+    except (tifffile.TiffFileError, OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); expected a whole TIFF") from None
+
+
+def _find(root: Path, volume: Path, facts: Mapping[str, str], mpp: float | None) -> VolumeItem:
+    labels, instances = _beside(root, "labels", volume), True
+    if labels is None:
+        labels, instances = _beside(root, "masks", volume), False
+    if labels is None:
+        raise UsageError(f"{volume}: has no annotation; expected labels/{volume.stem}.tif or masks/{volume.stem}.tif")
+    types = _beside(root, "types", volume)
+    _check_shapes(volume, (labels, types) if types else (labels,))
+    return _item(root, volume, labels, types, facts, mpp, instances=instances)
+
+
+def _check_shapes(volume: Path, annotations: Iterable[Path]) -> None:
+    shape = _shape(volume)
+    for path in annotations:
+        if _shape(path) != shape:
+            raise UsageError(
+                f"{path}: is {_size(_shape(path))} voxels, but its volume is {_size(shape)}; "
+                "an annotation covers its volume voxel for voxel"
+            )
+
+
+def _item(
+    root: Path,
+    volume: Path,
+    labels: Path,
+    types: Path | None,
+    facts: Mapping[str, str],
+    mpp: float | None,
+    *,
+    instances: bool,
+) -> VolumeItem:
+    return VolumeItem(
+        name=volume.stem,
+        volume=volume,
+        labels=labels,
+        instances=instances,
+        types=types,
+        mpp=mpp_of(volume, facts, mpp),
+        spacing=_spacing(volume, facts),
+        group=facts.get("group") or volume.stem,
+        source=facts.get("source") or root.name,
+        licence=facts.get("licence", ""),
+    )
+
+
+def _beside(root: Path, kind: str, volume: Path) -> Path | None:
+    paths = (root / kind / f"{volume.stem}{suffix}" for suffix in VOLUME_SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _shape(path: Path) -> Shape:
+    """Return (Z, H, W) by the file's header alone."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            shape, axes, dtype = series.shape, series.axes, series.dtype
+    except (tifffile.TiffFileError, OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); expected a whole TIFF") from None
+    if len(shape) != 3 or axes[1:] != "YX" or dtype not in (np.uint8, np.uint16):
+        raise UsageError(f"{path}: is {dtype} {shape}; expected a grey stack (Z, H, W), uint8 or uint16")
+    return int(shape[0]), int(shape[1]), int(shape[2])
+
+
+def _size(shape: Shape) -> str:
+    return " x ".join(str(n) for n in reversed(shape))
+
+
+def check_spacing(spacing: float, what: str) -> None:
+    """Raise UsageError unless it can be micrometres from one slice to the next."""
+    low, high = SPACING_RANGE
+    if not low <= spacing <= high:
+        raise UsageError(f"{what} is {spacing:g}; expected micrometres from slice to slice, {low} to {high:g}")
+
+
+def _spacing(volume: Path, facts: Mapping[str, str]) -> float | None:
+    given = facts.get("spacing")
+    if not given:
+        return None
+    try:
+        value = float(given)
+    except ValueError:
+        value = 0.0
+    check_spacing(value, f"{volume}: its spacing {given!r}")
+    return value
