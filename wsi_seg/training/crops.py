@@ -7,133 +7,149 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
-from scipy import ndimage
+import torch
+from torch.nn import functional
 
-from wsi_seg.dataset import Item, open_dataset
-from wsi_seg.training.recipe import Augmentation, Recipe
-
-Floats = npt.NDArray[np.float32]
-_ELASTIC_GRID = 5  # knots of the elastic displacement along each side
-
-
-class Draw(NamedTuple):
-    """What is drawn for a batch of n crops; all float32.
-
-    planes: (n, 5, W, W) red, green, blue in 0..1, nucleus, distance; a window larger than the crop.
-    has_distance: (n,) 1 where touching nuclei are told apart, so that the distance map is true.
-    affine: (n, 2, 2) from crop to window directions; displacement: (n, 2, k, k) pixels.
-    colour: (n, 7) factors of haematoxylin and eosin, blur sigma, brightness, contrast, gamma, noise.
-    noise_seed: (n,) int64.
-    """
-
-    planes: Floats
-    has_distance: Floats
-    affine: Floats
-    displacement: Floats
-    colour: Floats
-    noise_seed: npt.NDArray[np.int64]
+from wsi_seg.dataset import Item
+from wsi_seg.errors import UsageError
+from wsi_seg.training.augmentation import Augmentation, Drawn, sampling_field
+from wsi_seg.training.batch import Batch
+from wsi_seg.training.pictures import UNKNOWN, Picture, PrepareRgb, read_picture
 
 
 @dataclass(frozen=True, eq=False)
-class _Picture:
-    """An annotated image at the network's resolution: (5, H, W) uint8 planes."""
+class _Window:
+    """What one crop is made of. middle: (x, y) in the picture, pixel (0, 0) being at (0, 0)."""
 
-    planes: npt.NDArray[np.uint8]
-    instances: bool
+    picture: Picture
+    middle: npt.NDArray[np.float64]
+    drawn: Drawn
 
 
 class Crops:
-    """All images of a recipe in memory, and batches drawn from them."""
+    """All images in memory, and batches drawn from them.
 
-    def __init__(self, recipe: Recipe, data_root: Path) -> None:
-        self._recipe = recipe
-        self._sources: list[list[_Picture]] = []
-        weights = []
-        for source in recipe.train:
-            items = open_dataset(data_root / source.path, source.mpp)
-            self._sources.append([_picture(item, recipe.network.mpp) for item in items])
-            weights.append(source.weight)
-        self._shares = np.array(weights) / sum(weights)
-        schedule, augmentation = recipe.schedule, recipe.augmentation
-        reach = schedule.crop_px / augmentation.scale[0] * (np.sqrt(2) if augmentation.rotation else 1)
-        self.window_px = int(np.ceil(reach + 2 * augmentation.elastic_px)) + 2
+    sources: images, and the share of the crops that comes from them, relative to the others.
+    crop_px: side of a crop at `mpp`. classes: for class 1, 2 ... the values in the datasets' types that mean it.
+    class_names: for messages. prepare_rgb: what is done to each image once, such as stain normalisation.
+    on_nuclei: share of the crops that have a nucleus in their middle, or as near to it as the picture's edge allows;
+    the others, and those of pictures without nuclei, lie anywhere.
+    """
 
-    def batch(self, step: int, places: Sequence[int]) -> Draw:
-        """Draw the crops at these places of the step's batch."""
-        draws = [self._one(np.random.default_rng([self._recipe.seed, step, place])) for place in places]
-        columns = [np.stack(column) for column in zip(*draws, strict=True)]
-        return Draw(np.asarray(columns[0] / 255, np.float32), *columns[1:])
+    def __init__(
+        self,
+        sources: Sequence[tuple[Sequence[Item], float]],
+        *,
+        seed: int,
+        crop_px: int,
+        mpp: float,
+        classes: Sequence[Sequence[int]] = (),
+        class_names: Sequence[str] = (),
+        augmentation: Augmentation | None = None,
+        prepare_rgb: PrepareRgb | None = None,
+        on_nuclei: float = 0.0,
+    ) -> None:
+        self._sources = [[read_picture(item, mpp, classes, prepare_rgb) for item in items] for items, _ in sources]
+        shares = np.array([share for _, share in sources], np.float64)
+        self._shares = shares / shares.sum()
+        self._seed, self._crop_px, self._on_nuclei = seed, crop_px, on_nuclei
+        self._augmentation = augmentation or Augmentation()
+        expect_all(classes, class_names, [picture for pictures in self._sources for picture in pictures])
 
-    def _one(self, rng: np.random.Generator) -> Draw:
-        source = self._sources[rng.choice(len(self._sources), p=self._shares)]
-        picture = source[rng.integers(len(source))]
-        augmentation = self._recipe.augmentation
-        planes = _window(picture.planes, self.window_px, rng)
-        displacement = rng.uniform(-1, 1, (2, _ELASTIC_GRID, _ELASTIC_GRID)) * augmentation.elastic_px
-        return Draw(
-            planes.astype(np.float32),
-            np.array(picture.instances, np.float32),
-            _affine(augmentation, rng),
-            displacement.astype(np.float32),
-            _colour(augmentation, rng),
-            rng.integers(2**62, size=()),
+    def augmented(self, augmentation: Augmentation) -> Self:
+        """Return crops of the same images at the same places, otherwise augmented."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, _augmentation=augmentation)
+        return other
+
+    def batch(self, step: int, places: Sequence[int], device: torch.device) -> Batch:
+        """Return the crops at these places of the step's batch."""
+        windows = [self._window(np.random.default_rng([self._seed, step, place])) for place in places]
+        maps, kinds = self._sampled(windows, device)
+        rgb = self._augmentation.coloured(maps[:, :3] / 255, [window.drawn for window in windows])
+        inside = maps[:, 3] > 127.5
+        has_distance = torch.tensor([float(window.picture.has_distance) for window in windows], device=device)
+        has_types = torch.tensor([float(window.picture.has_types) for window in windows], device=device)
+        return Batch(
+            pixels=rgb * 255,
+            foreground=inside.float(),
+            distance=maps[:, 4] / 255 * inside,
+            has_distance=has_distance,
+            types=_types(kinds, inside, has_types),
+            has_types=has_types,
         )
 
+    def _window(self, rng: np.random.Generator) -> _Window:
+        source = self._sources[rng.choice(len(self._sources), p=self._shares)]
+        picture = source[rng.integers(len(source))]
+        middle = self._middle(picture, rng)
+        return _Window(picture, middle, self._augmentation.draw(rng, self._crop_px))
 
-def _picture(item: Item, mpp: float) -> _Picture:
-    image, labels = item.read_image(), item.read_labels()
-    distance = distance_map(labels) if item.instances else np.zeros(labels.shape, np.uint8)
-    planes = np.concatenate([image.transpose(2, 0, 1), np.stack([np.where(labels > 0, 255, 0), distance])])
-    return _Picture(_resized(planes.astype(np.uint8), item.mpp / mpp), item.instances)
+    def _middle(self, picture: Picture, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        """Draw where a crop lies, to whole pixels.
 
+        Anywhere in a picture that is much larger than a crop, so that its rim is seen as often as the rest; the smaller
+        it is the closer to its middle, and there where it is no larger.
+        """
+        size = np.array(picture.planes.shape[:0:-1])
+        if rng.random() < self._on_nuclei:
+            inside = np.flatnonzero(picture.planes[3].numpy())
+            if len(inside):
+                at = np.array(divmod(inside[rng.integers(len(inside))], size[0]))[::-1]
+                first = np.minimum((size - self._crop_px) // 2, 0)
+                corner = np.clip(at - self._crop_px // 2, first, np.maximum(size - self._crop_px, first))
+                return np.asarray(corner + (self._crop_px - 1) / 2)
+        reach = np.minimum(size / 2, np.maximum(size - self._crop_px, 0))
+        corner = (size - self._crop_px) / 2 + rng.uniform(-reach, reach)
+        return np.asarray(np.round(corner) + (self._crop_px - 1) / 2)
 
-def _resized(planes: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
-    """Scale (5, H, W) by `factor`; within 3 % it stays, as slides do."""
-    if abs(factor - 1) <= 0.03:
-        return planes
-    size = round(planes.shape[2] * factor), round(planes.shape[1] * factor)
-    return np.stack([np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)) for plane in planes])
+    def _sampled(self, windows: Sequence[_Window], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return colours, nucleus and distance, (n, 5, S, S) float 0..255, and classes, (n, S, S) int64.
 
-
-def distance_map(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
-    """Return the distance to each nucleus's border, 255 at its deepest pixel: (H, W) labels -> (H, W) uint8."""
-    distance = np.zeros(labels.shape, np.uint8)
-    for label, where in enumerate(ndimage.find_objects(labels), start=1):
-        if where is not None:
-            inside = labels[where] == label
-            depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-            distance[where][inside] = np.round(255 * depth[inside] / depth.max()).astype(np.uint8)
-    return distance
-
-
-def _window(planes: npt.NDArray[np.uint8], size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Cut a square around a random pixel; beyond the image it is mirrored."""
-    index = []
-    for length in planes.shape[1:]:
-        at = np.arange(size) + rng.integers(length) - size // 2
-        folded = np.abs((at + length) % (2 * length) - length + 0.5) - 0.5
-        index.append(np.clip(folded, 0, length - 1).astype(np.intp))
-    return planes[:, index[0][:, None], index[1][None, :]]
-
-
-def _affine(augmentation: Augmentation, rng: np.random.Generator) -> Floats:
-    """Return the (2, 2) matrix of a random flip, rotation and scale."""
-    quarter = rng.integers(4) * np.pi / 2
-    angle = quarter + (rng.uniform(-np.pi / 4, np.pi / 4) if augmentation.rotation else 0.0)
-    scale = np.exp(rng.uniform(*np.log(augmentation.scale)))
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
-    flip = np.diag([rng.choice([-1.0, 1.0]), 1.0])
-    return np.asarray(turn @ flip, np.float32)
+        Only the part of a picture that a crop is made of is moved to the device.
+        """
+        sizes = torch.tensor([window.picture.planes.shape[:0:-1] for window in windows], dtype=torch.float32)
+        middles = torch.from_numpy(np.stack([window.middle for window in windows]).astype(np.float32))
+        sizes, middles = (values.to(device)[:, None, None] for values in (sizes, middles))  # (n, 1, 1, 2)
+        at = mirrored(sampling_field([window.drawn.warp for window in windows], device) + middles, sizes)
+        first = at.amin(dim=(1, 2), keepdim=True).floor().clamp(min=0)
+        last = torch.minimum(at.amax(dim=(1, 2), keepdim=True).ceil(), sizes - 1)
+        grids = ((at - first) * 2 + 1) / (last - first + 1) - 1
+        boxes = torch.cat([first, last], dim=-1).int().flatten(1).tolist()
+        maps, kinds = [], []
+        for window, grid, (x0, y0, x1, y1) in zip(windows, grids[:, None], boxes, strict=True):
+            planes = window.picture.planes[None, :, y0 : y1 + 1, x0 : x1 + 1].to(device).float()
+            maps.append(functional.grid_sample(planes[:, :5], grid, "bilinear", "border", align_corners=False))
+            kinds.append(functional.grid_sample(planes[:, 5:], grid, "nearest", "border", align_corners=False))
+        return torch.cat(maps).clamp_(0, 255), torch.cat(kinds)[:, 0].long()
 
 
-def _colour(augmentation: Augmentation, rng: np.random.Generator) -> Floats:
-    a = augmentation
-    stains = np.exp(rng.uniform(np.log(a.stain[0]), np.log(a.stain[1]), 2))
-    rest = [rng.uniform(*bounds) for bounds in (a.blur_px, a.brightness, a.contrast, a.gamma, a.noise)]
-    return np.array([*stains, *rest], np.float32)
+def mirrored(at: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Return positions inside a picture that mirrors itself at its edges without end."""
+    period = 2 * sizes
+    folded = at + 0.5 - period * torch.floor((at + 0.5) / period)
+    return torch.minimum(folded, period - folded) - 0.5
+
+
+def _types(kinds: torch.Tensor, inside: torch.Tensor, has_types: torch.Tensor) -> torch.Tensor:
+    """Return the classes; not known at the rim of a nucleus, where its edge and that of its class differ by a pixel."""
+    known = torch.where(inside, torch.where((kinds == 0) | (kinds == UNKNOWN), -1, kinds), 0)
+    return torch.where(has_types[:, None, None] > 0, known, -1)
+
+
+def expect_all(classes: Sequence[Sequence[int]], names: Sequence[str], pictures: Sequence[Picture]) -> None:
+    """Raise UsageError where a class occurs in no image."""
+    found = np.zeros(256, np.int64)
+    for picture in pictures if classes else ():
+        found += np.bincount(picture.planes[-1].numpy().ravel(), minlength=256)
+    for k, values in enumerate(classes, start=1):
+        if not found[k]:
+            name = names[k - 1] if k <= len(names) else k
+            raise UsageError(
+                f"class {name} is empty: no image to train on has a nucleus whose value in types/ is "
+                f"{' or '.join(map(str, values))}; give the values that mean it, or leave the class out"
+            )
