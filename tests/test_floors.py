@@ -14,14 +14,17 @@ import wsi_seg
 PACKAGE = Path(wsi_seg.__file__).parent
 FLOORS = (
     {"errors"},
-    {"geometry", "stopwatch", "process", "metrics", "stain", "files"},
+    {"geometry", "stopwatch", "process", "metrics", "files"},
     {"catalog", "config"},
+    {"architectures"},
     {"records", "bundles", "ngff", "outlines", "dataset", "splits", "sheet"},
-    {"nets", "annotations"},
+    {"nets", "annotations", "stain", "volume_dataset"},
     {"slides", "tissue", "tiling", "inference", "instances", "measure", "export", "demo", "prepare"},
-    {"engine", "training"},
+    {"volumes"},
+    {"engine"},
     {"api"},
     {"evaluation"},
+    {"training"},
     {"cli"},
 )
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

@@ -28,7 +28,7 @@ def network() -> Network:
     """The shipped network on tiles of 96 px, on the CPU, for which sameness to the bit is promised."""
     shipped = find_bundle("effunetpp")
     spec = shipped.spec.model_copy(update={"tile_px": 96, "margin_px": 16})
-    return Network(Bundle(shipped.folder, spec), "cpu", choose_precision("cpu"))
+    return Network.load(Bundle(shipped.folder, spec), "cpu", choose_precision("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.prepare import Facts, group_of, prepare, read_image
 from wsi_seg.sheet import outline_mask
 from wsi_seg.splits import read_splits
+from wsi_seg.stain.measuring import fit
+from wsi_seg.stain.normaliser import Normaliser, write_target
 
 SHAPE = (48, 64)
 OPTIONS = Options(mpp=0.5)
@@ -170,6 +172,30 @@ def test_mpp_and_groups_are_not_guessed(sources: Path) -> None:
     with pytest.raises(UsageError, match="is no regular expression"):
         make(sources, facts=Facts(group_from="("))
     assert group_of("TCGA-A7-A13E-01Z", r"TCGA-\w\w-\w{4}") == "TCGA-A7-A13E"
+
+
+def test_images_are_normalised_and_those_without_stain_are_listed(
+    sources: Path, tissue_rgb: npt.NDArray[np.uint8]
+) -> None:
+    paths = sorted((sources / "images").iterdir())
+    for k, path in enumerate(paths):
+        part = tissue_rgb[100 * k : 100 * k + SHAPE[0], : SHAPE[1]]
+        Image.fromarray(np.full_like(part, 244) if k == 2 else part).save(path)
+    normaliser = Normaliser(fit([(255 * (tissue_rgb / 255.0) ** 1.6).astype(np.uint8)], "reinhard", ["dark"]))
+    write_target(sources / "target.json", normaliser.target)
+    arguments = [str(sources / "images"), str(sources / "labels"), "--form", "labels", "--mpp", "0.5"]
+    done = CliRunner().invoke(
+        command, [*arguments, "--out", str(sources / "out"), "--stain-norm", str(sources / "target.json")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "1 of them had too little stain to be normalised" in done.output
+    record = json.loads((sources / "out" / "stain.json").read_text())
+    assert record["unnormalised"] == [paths[2].stem]
+    assert record["target"]["fitted_on"] == ["dark"]
+    for item, path in zip(open_dataset(sources / "out"), paths, strict=True):
+        before = read_image(path)
+        assert (item.read_image() == normaliser(before)).all()
+        assert (item.read_image() == before).all() == (path == paths[2])
 
 
 def test_an_out_that_exists_is_kept(sources: Path) -> None:

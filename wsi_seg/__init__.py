@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsi_seg.api import Model, Nuclei, load_model, run, segment_image
+    from wsi_seg.api import Model, Nuclei, load_model, run, segment_image, segment_volume
     from wsi_seg.errors import ModelError, SlideError, UsageError, WsiSegError
     from wsi_seg.slides import Plane, Slide, open_slide
 
@@ -26,6 +26,7 @@ _HOME = {
     "open_slide": "wsi_seg.slides",
     "run": "wsi_seg.api",
     "segment_image": "wsi_seg.api",
+    "segment_volume": "wsi_seg.api",
 }
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "open_slide",
     "run",
     "segment_image",
+    "segment_volume",
 ]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from wsi_seg.architectures import dimensions_of
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import LABEL_CHUNK_PX, Measurements, ModelSpec, RunSettings, check
 from wsi_seg.engine.block import find_nuclei
@@ -18,6 +19,7 @@ from wsi_seg.engine.driver import Driver, Progress, Silent, check_out
 from wsi_seg.engine.estimate import Estimate, plan_each, time_network
 from wsi_seg.engine.executors import Executor, LocalExecutor, RayExecutor
 from wsi_seg.engine.planning import plan_opened
+from wsi_seg.engine.staining import map_of
 from wsi_seg.engine.worker import WorkerOptions
 from wsi_seg.errors import UsageError
 from wsi_seg.inference import Device, MapSource, Network, Precision, choose_device, choose_precision
@@ -26,10 +28,15 @@ from wsi_seg.records import Block, SlidePlan, SlideResult
 from wsi_seg.slides.array_reader import ArraySlide
 from wsi_seg.slides.inputs import SlideSource, find_slides
 from wsi_seg.slides.mpp import check_mpp
+from wsi_seg.slides.resample import to_size
+from wsi_seg.stain.normaliser import choose_target
 from wsi_seg.stopwatch import Stopwatch
+from wsi_seg.volume_dataset import check_spacing
+from wsi_seg.volumes import segment
+from wsi_seg.volumes.objects import Objects
+from wsi_seg.volumes.reading import Volume, is_volume
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
-T = TypeVar("T", bound=np.generic)
 _BLOCK_PX: dict[Device, int] = {"cpu": 2048, "cuda": 4096}
 
 
@@ -57,13 +64,19 @@ class Nuclei:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    @property
+    def types(self) -> npt.NDArray[np.uint8]:
+        """(Y, X) class of each pixel, 1..K, 0 background."""
+        class_ids: npt.NDArray[np.uint8] = self.table.column("class_id").to_numpy()
+        return np.concatenate([np.zeros(1, np.uint8), class_ids + np.uint8(1)])[self.labels]
+
 
 def load_model(model: str | Path, device: DeviceChoice = "auto") -> Model:
     """Load a bundle by its name or its folder onto a device; ModelError where it is not what it should be."""
     prepare_for_computing()
     bundle = find_bundle(model)
     chosen = choose_device(device)
-    return Model(bundle.spec, Network(bundle, chosen, choose_precision(chosen)))
+    return Model(bundle.spec, Network.load(bundle, chosen, choose_precision(chosen)))
 
 
 def segment_image(
@@ -75,7 +88,7 @@ def segment_image(
     probability: bool = False,
     allow_upsampling: bool = False,
 ) -> Nuclei:
-    """Find the nuclei of one picture in memory, tiled exactly as a run does.
+    """Find the nuclei of one picture in memory, tiled exactly as a run does; normalised where the model has a target.
 
     image_rgb_uint8: (Y, X, 3) uint8. mpp: its micrometres per pixel; where it is not the model's, the picture is
     resampled and the labels are brought back to its own pixels. Nothing is left out as glass.
@@ -83,7 +96,11 @@ def segment_image(
     allow_upsampling: also take a picture over 2.2 times coarser than the model.
     """
     settings = RunSettings(
-        block_px=LABEL_CHUNK_PX, measurements=measurements, tissue="all", allow_upsampling=allow_upsampling
+        block_px=LABEL_CHUNK_PX,
+        measurements=measurements,
+        tissue="all",
+        allow_upsampling=allow_upsampling,
+        stain=model.spec.stain,
     )
     with ArraySlide(image_rgb_uint8, mpp) as slide:
         plane, plan = plan_opened(slide, SlideSource("image", "image", mpp), model.spec, settings)
@@ -92,17 +109,27 @@ def segment_image(
         data = find_nuclei(plan, whole, plane.array, maps, Stopwatch())
         seen = None
         if probability:  # the tiles are still kept, unless the picture is very large
-            window = maps.window(plan.name, plane.array, plan.active_tiles, plane.box_mp, Stopwatch())
-            seen = _to_size(window.probability, shape)
-    return Nuclei(_to_size(data.labels, shape), data.nuclei, seen)
+            window = maps.window(plan.name, plane.array, plan.active_tiles, plane.box_mp, Stopwatch(), map_of(plan))
+            seen = to_size(window.probability, shape)
+    return Nuclei(to_size(data.labels, shape), data.nuclei, seen)
 
 
-def _to_size(pixels: npt.NDArray[T], shape: tuple[int, ...]) -> npt.NDArray[T]:
-    """Resample (Y, X) labels or values to (rows, columns) by the nearest pixel."""
-    if pixels.shape == shape:
-        return pixels
-    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(np.intp) for n, m in zip(shape, pixels.shape, strict=True))
-    return pixels[np.ix_(rows, columns)]
+def segment_volume(
+    values: npt.NDArray[np.uint8] | npt.NDArray[np.uint16],
+    model: Model,
+    mpp: float,
+    *,
+    spacing: float | None = None,
+    allow_upsampling: bool = False,
+) -> Objects:
+    """Find the objects of a volume in memory, as a run does: whole with a model of volumes, any other slice by slice.
+
+    values: (Z, Y, X) uint8 or uint16 grey. mpp, spacing: micrometres per voxel along y and x, and along z, if known.
+    """
+    if values.ndim != 3 or values.dtype not in (np.uint8, np.uint16) or not values.size:
+        raise UsageError(f"The volume is {values.dtype} {values.shape}, expected uint8 or uint16 of shape (Z, Y, X)")
+    volume = Volume("volume", values, mpp, spacing, fingerprint="")
+    return segment.segment_volume(volume, MapSource(model.network), Stopwatch(), allow_upsampling=allow_upsampling)
 
 
 def run(
@@ -111,21 +138,26 @@ def run(
     out: str | Path = "out",
     *,
     mpp: float | None = None,
+    spacing: float | None = None,
     executor: Literal["ray", "local"] = "ray",
     address: str | None = None,
     device: DeviceChoice = "auto",
     batch_size: int | None = None,
     overwrite: bool = False,
+    stain_norm: str | Path | None = None,
     progress: Progress | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> list[SlideResult]:
-    """Find the nuclei of slides; see `wsi-seg run --help` for what the options mean.
+    """Find the nuclei of slides, or the objects of volumes; see `wsi-seg run --help` for what the options mean.
 
+    stain_norm: file of the target that slides are normalised to, "none", or None for the model's own, if it has one.
     settings: block_px, zarr_format, measurements, allow_upsampling, tissue, qupath_bounds; see `config.RunSettings`.
     Returns what became of each slide. A slide that fails does not stop the others. UsageError: nothing was started.
     """
-    sources = named_slides(slides, mpp)
+    sources = named_slides(slides, mpp, spacing)
     bundle = find_bundle(model)
+    _check_dimensions(sources, bundle.spec)
+    settings["stain"] = choose_target(stain_norm, bundle.spec.stain)
     run_settings(settings, "cpu", "fp32")  # what is wrong is said before anything starts
     folder = Path(out).absolute()
     check_out(folder)
@@ -146,17 +178,21 @@ def plan(
     mpp: float | None = None,
     device: DeviceChoice = "auto",
     timing: bool = False,
+    stain_norm: str | Path | None = None,
     **settings: Any,  # noqa: ANN401
-) -> Iterator[tuple[SlideSource, SlidePlan | str, Estimate]]:
-    """Yield each slide with its plan, or with the problem it has, and an estimate of time and disk.
+) -> Iterator[tuple[SlideSource, SlidePlan | str | None, Estimate]]:
+    """Yield each slide with its plan, or with the problem it has, and an estimate of time and disk; a volume with None.
 
     timing: load the network and time it on one tile; without it the time is not estimated. settings: as in `run`.
     """
     sources = named_slides(slides, mpp)
     bundle = find_bundle(model)
+    _check_dimensions(sources, bundle.spec)
+    settings["stain"] = choose_target(stain_norm, bundle.spec.stain)
     run_settings(settings, "cpu", "fp32")
     prepare_for_computing()
     chosen = choose_device(device)
+    timing = timing and not all(source.volume for source in sources)
     tiles_per_s = time_network(bundle, chosen) if timing else None
     return plan_each(sources, bundle, run_settings(settings, chosen, choose_precision(chosen)), tiles_per_s)
 
@@ -169,12 +205,28 @@ def run_settings(given: Mapping[str, Any], device: Device, precision: Precision)
     return check(RunSettings, values, "Settings of the run")
 
 
-def named_slides(slides: str | Path | Sequence[str | Path], mpp: float | None) -> list[SlideSource]:
-    """Return the slides that are meant; `mpp` is for those whose manifest gives none."""
+def named_slides(
+    slides: str | Path | Sequence[str | Path], mpp: float | None, spacing: float | None = None
+) -> list[SlideSource]:
+    """Return the slides and volumes that are meant; `mpp` is for those whose manifest gives none."""
     if mpp is not None:
         check_mpp(mpp, "--mpp")
+    if spacing is not None:
+        check_spacing(spacing, "--spacing")
     names = [slides] if isinstance(slides, (str, Path)) else list(slides)
-    return [s if s.mpp is not None else replace(s, mpp=mpp) for s in find_slides([str(name) for name in names])]
+    found = find_slides([str(name) for name in names])
+    found = [replace(s, mpp=mpp if s.mpp is None else s.mpp, volume=is_volume(s.path)) for s in found]
+    return [replace(s, spacing=spacing) if s.volume else s for s in found]
+
+
+def _check_dimensions(sources: Sequence[SlideSource], model: ModelSpec) -> None:
+    """Raise UsageError where a model of volumes is given a slide."""
+    planes = [source.path for source in sources if not source.volume]
+    if planes and dimensions_of(model.architecture) == 3:
+        raise UsageError(
+            f"{planes[0]}: is no volume, but model {model.name} takes volumes alone: TIFF, Zarr or OME-Zarr of two "
+            "grey slices or more; choose a model for slides"
+        )
 
 
 def _start(executor: str, options: WorkerOptions, address: str | None) -> Executor:

@@ -10,6 +10,7 @@ DATA/items.csv               optional: name, group, source, mpp, licence; withou
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def open_dataset(folder: str | Path, mpp: float | None = None) -> list[Item]:
     images = sorted(p for p in (root / "images").glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise UsageError(f"{root}: no images in {root / 'images'}; expected images/ beside labels/ or masks/")
-    facts = _read_facts(root / "items.csv")
+    facts = read_facts(root / "items.csv")
     unknown = facts.keys() - {path.stem for path in images}
     if unknown:
         raise UsageError(f"{root / 'items.csv'}: there is no image called {min(unknown)!r} in {root / 'images'}")
@@ -98,7 +99,7 @@ def _item(root: Path, image: Path, facts: dict[str, str], mpp: float | None) -> 
         labels=labels,
         instances=instances,
         types=types if types.is_file() else None,
-        mpp=_mpp(image, facts, mpp),
+        mpp=mpp_of(image, facts, mpp),
         group=facts.get("group") or image.stem,
         source=facts.get("source") or root.name,
         licence=facts.get("licence", ""),
@@ -114,7 +115,8 @@ def _size(path: Path) -> tuple[int, int]:
         raise UsageError(f"{path}: cannot be read as a picture ({error}); check that the copy is whole") from None
 
 
-def _mpp(image: Path, facts: dict[str, str], mpp: float | None) -> float:
+def mpp_of(image: Path, facts: Mapping[str, str], mpp: float | None) -> float:
+    """Return what the facts, or else the caller, say of an image; UsageError where neither does."""
     given = facts.get("mpp") or mpp
     if given is None:
         raise UsageError(f"{image}: its mpp is not known and not guessed; give --mpp, or a column mpp in items.csv")
@@ -129,13 +131,15 @@ def _mpp(image: Path, facts: dict[str, str], mpp: float | None) -> float:
     return value
 
 
-def _read_facts(path: Path) -> dict[str, dict[str, str]]:
-    """Return the rows of items.csv by name; an empty dict where there is none."""
+def read_facts(path: Path, columns: Sequence[str] = ITEM_COLUMNS) -> dict[str, dict[str, str]]:
+    """Return the rows of items.csv by name; an empty dict where there is none. Other columns are refused."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         for column in reader.fieldnames or ():
-            if column not in ITEM_COLUMNS:
-                raise UsageError(f"{path}: unknown column {column!r}{suggest(column, ITEM_COLUMNS)}")
+            if column not in columns:
+                raise UsageError(f"{path}: unknown column {column!r}{suggest(column, columns)}")
+        if "name" not in (reader.fieldnames or ()):
+            raise UsageError(f"{path}: has no column 'name'; expected a header line such as name,group,mpp")
         return {row["name"]: row for row in reader}

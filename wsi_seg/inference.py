@@ -8,19 +8,25 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
+from wsi_seg.architectures import dimensions_of
 from wsi_seg.bundles import Bundle
 from wsi_seg.config import ModelSpec
 from wsi_seg.errors import UsageError
 from wsi_seg.geometry import Box, cell_box
 from wsi_seg.nets import load_network
+from wsi_seg.nets.heads import map_count, to_maps
 from wsi_seg.records import UInt8Array
+from wsi_seg.stain.transform import StainMap, has_tissue
 from wsi_seg.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger("wsi_seg")
 
@@ -38,10 +44,14 @@ class TileKey(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TileMaps:
-    """What is kept of a tile without its margin: maps (channels, step, step) uint8, pixels (step, step, 3) uint8."""
+    """What is kept of a tile without its margin: maps (maps, step, step) uint8, pixels (step, step, 3) uint8.
+
+    rgb: as on the slide; normalised: whether the network saw them in the target's stain.
+    """
 
     maps: UInt8Array
     rgb: UInt8Array
+    normalised: bool
 
     @property
     def nbytes(self) -> int:
@@ -50,12 +60,18 @@ class TileMaps:
 
 @dataclass(frozen=True, eq=False)
 class WindowMaps:
-    """Maps (H, W) uint8 and pixels (H, W, 3) uint8 of one window, and how many tiles had to be computed for it."""
+    """Maps (H, W) uint8 and pixels (H, W, 3) uint8 of one window, and how many tiles had to be computed for it.
+
+    classes: the likeliest class 1..K of each pixel; None where the model has one class.
+    rgb: as on the slide; unnormalised: the tiles that the network saw so too.
+    """
 
     probability: UInt8Array
     distance: UInt8Array
+    classes: UInt8Array | None
     rgb: UInt8Array
     tiles_forwarded: int
+    unnormalised: tuple[TileKey, ...]
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
@@ -81,38 +97,53 @@ def choose_precision(device: Device) -> Precision:
 
 
 class Network:
-    """A loaded model on its device: batches of pixels in, maps out.
+    """A model on its device: batches of pixels in, maps out.
+
+    network: in eval mode, float32; its weights are moved to the device.
 
     Calls from several threads take turns in one thread of the network's own: each thread that computes would have
     OpenMP threads and scratch memory to itself.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, precision: Precision) -> None:
+    def __init__(self, spec: ModelSpec, network: nn.Module, device: Device, precision: Precision) -> None:
         import torch
 
-        self.spec = bundle.spec
+        self.spec = spec
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="wsi_seg network")
         self._device = torch.device(device)
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-        network = load_network(bundle).to(device=self._device)
-        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        preprocessing = bundle.spec.preprocessing
-        self._mean = torch.tensor(preprocessing.mean, device=self._device).view(1, 3, 1, 1)
-        self._std = torch.tensor(preprocessing.std, device=self._device).view(1, 3, 1, 1)
+        self._planar = dimensions_of(spec.architecture) == 2
+        self._layout = torch.channels_last if self._planar else torch.channels_last_3d
+        self._network = network.to(device=self._device).to(memory_format=self._layout)  # type: ignore[call-overload]
+        shape = (1, 3, 1, 1) if self._planar else (1, 1, 1, 1, 1)
+        self._mean, self._std = (
+            torch.tensor(values[: shape[1]], device=self._device).view(shape)
+            for values in (spec.preprocessing.mean, spec.preprocessing.std)
+        )
 
-    def __call__(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
-        """(N, T, T, 3) uint8 RGB -> (N, channels, T, T) uint8, 255 is 1.0; `watch` gets the seconds of "forward"."""
-        return self._thread.submit(self._forward, tiles_rgb, watch).result()
+    @classmethod
+    def load(cls, bundle: Bundle, device: Device, precision: Precision) -> Self:
+        """Load a bundle's weights; ModelError where they are not what model.yaml says."""
+        return cls(bundle.spec, load_network(bundle), device, precision)
 
-    def _forward(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
+    def __call__(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
+        """(N, T, T, 3) uint8 RGB -> (N, maps, T, T) uint8, see `nets.heads`; `watch` gets the seconds of "forward".
+
+        Of networks over volumes (N, 1, Z, T, T) uint8 grey -> (N, maps, Z, T, T); the first of the preprocessing's
+        numbers are those of grey.
+        """
+        return self._thread.submit(self._forward, tiles, watch).result()
+
+    def _forward(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
         import torch
 
         with watch("forward"), torch.inference_mode():
-            pixels = torch.from_numpy(tiles_rgb).to(self._device).permute(0, 3, 1, 2)
-            scaled = ((pixels.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+            pixels = torch.from_numpy(tiles).to(self._device)
+            pixels = pixels.permute(0, 3, 1, 2) if self._planar else pixels
+            scaled = ((pixels.float() - self._mean) / self._std).contiguous(memory_format=self._layout)
             with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
                 logits = self._network(scaled)
-            maps: UInt8Array = (torch.sigmoid(logits.float()) * 255).round().to(torch.uint8).cpu().numpy()
+            maps: UInt8Array = to_maps(logits, self.spec.head).cpu().numpy()
             return maps
 
 
@@ -130,18 +161,24 @@ class MapSource:
         self._tiles: OrderedDict[TileKey, Future[TileMaps]] = OrderedDict()
 
     def window(
-        self, slide: str, plane: da.Array, active: npt.NDArray[np.bool_], window_mp: Box, watch: Stopwatch
+        self,
+        slide: str,
+        plane: da.Array,
+        active: npt.NDArray[np.bool_],
+        window_mp: Box,
+        watch: Stopwatch,
+        stain: StainMap | None = None,
     ) -> WindowMaps:
         """Return the maps of a window; where no tile is active they are 0.
 
         slide: what tells this slide from others. plane: (Y, X, 3) uint8. active: (rows, columns) of the tile grid.
-        watch: gets the seconds spent on "read", "forward" and "wait" (for tiles that another thread computes).
+        watch: gets the seconds of "read", "stain", "forward" and "wait" (for tiles that another thread computes).
+        stain: what tiles with tissue go through before the network sees them; always the same for a slide.
         """
         step = self.network.spec.step_px
         keys = [TileKey(slide, row, column) for row, column in window_mp.cells(step) if active[row, column]]
-        tiles, computed = self._tiles_of(keys, plane, watch)
-        channels = len(self.network.spec.channels)
-        maps = np.zeros((channels, *window_mp.shape), np.uint8)
+        tiles, computed = self._tiles_of(keys, plane, watch, stain)
+        maps = np.zeros((map_count(self.network.spec.head), *window_mp.shape), np.uint8)
         rgb = np.full((*window_mp.shape, 3), 255, np.uint8)
         for key, tile in zip(keys, tiles, strict=True):
             core_mp = cell_box(key.row, key.column, step)
@@ -149,9 +186,12 @@ class MapSource:
             target, origin = part_mp.slices_in(window_mp), part_mp.slices_in(core_mp)
             maps[(slice(None), *target)] = tile.maps[(slice(None), *origin)]
             rgb[target] = tile.rgb[origin]
-        return WindowMaps(maps[0], maps[1], rgb, computed)
+        unnormalised = tuple(key for key, tile in zip(keys, tiles, strict=True) if not tile.normalised)
+        return WindowMaps(maps[0], maps[1], maps[2] if len(maps) > 2 else None, rgb, computed, unnormalised)
 
-    def _tiles_of(self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch) -> tuple[list[TileMaps], int]:
+    def _tiles_of(
+        self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None
+    ) -> tuple[list[TileMaps], int]:
         """Return the tiles, and how many this call computed; those that another thread computes are waited for."""
         with self._lock:
             mine = {key: Future[TileMaps]() for key in keys if key not in self._tiles}
@@ -163,7 +203,7 @@ class MapSource:
             missing = deque(mine)
             while missing:
                 batch = [missing.popleft() for _ in range(min(self.batch_size, len(missing)))]
-                for key, tile in zip(batch, self._compute(batch, plane, watch), strict=True):
+                for key, tile in zip(batch, self._compute(batch, plane, watch, stain), strict=True):
                     mine[key].set_result(tile)
         except BaseException as error:
             self._give_up(mine, error)
@@ -173,13 +213,20 @@ class MapSource:
         self._forget_old()
         return tiles, len(mine)
 
-    def _compute(self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch) -> list[TileMaps]:
+    def _compute(
+        self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None
+    ) -> list[TileMaps]:
         spec = self.network.spec
         with watch("read"):
             tiles_rgb = np.stack([read_tile(plane, key.row, key.column, spec) for key in keys])
+        seen_rgb, normalised = tiles_rgb, [False] * len(keys)
+        if stain is not None:
+            with watch("stain"):
+                seen_rgb, normalised = normalise(tiles_rgb, stain)
         inner = slice(spec.margin_px, spec.tile_px - spec.margin_px)
-        maps = self._forward(tiles_rgb, watch)[:, :, inner, inner]
-        return [TileMaps(m.copy(), rgb.copy()) for m, rgb in zip(maps, tiles_rgb[:, inner, inner], strict=True)]
+        maps = self._forward(seen_rgb, watch)[:, :, inner, inner]
+        kept = zip(maps, tiles_rgb[:, inner, inner], normalised, strict=True)
+        return [TileMaps(m.copy(), rgb.copy(), done) for m, rgb, done in kept]
 
     def _forward(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
         """Forward a batch; where the device has too little memory for it, in halves, now and from then on."""
@@ -215,6 +262,13 @@ class MapSource:
                     return
                 del self._tiles[key]
                 excess -= size
+
+
+def normalise(tiles_rgb: UInt8Array, stain: StainMap) -> tuple[UInt8Array, list[bool]]:
+    """Return tiles (N, T, T, 3) as the network sees them, and which of them went through `stain`: those with tissue."""
+    chosen = [has_tissue(rgb) for rgb in tiles_rgb]
+    seen_rgb = [stain(rgb) if yes else rgb for rgb, yes in zip(tiles_rgb, chosen, strict=True)]
+    return np.stack(seen_rgb), chosen
 
 
 def read_tile(plane: da.Array, row: int, column: int, spec: ModelSpec) -> UInt8Array:

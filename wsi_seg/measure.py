@@ -32,16 +32,19 @@ def measure(
     window_origin_mp: tuple[int, int],
     frame: Frame,
     measurements: Measurements,
+    classes: UInt8Array | None = None,
 ) -> pa.Table:
     """Return the table of the owned nuclei, in the order of their labels; its schema is `nuclei_schema(measurements)`.
 
     owned: (n,) bool. probability: (H, W) uint8; rgb: (H, W, 3) uint8; both cover the window, which begins at
-    `window_origin_mp` (x, y).
+    `window_origin_mp` (x, y). classes: (H, W) uint8, 1.. for each pixel; a nucleus is of the class that most of its
+    pixels are of, in a draw of the first.
     """
     corner = np.array(window_origin_mp, np.int64)
     chosen = np.flatnonzero(owned)
     boxes_mp = instances.boxes_mp[chosen]
-    sums = _sums(instances.labels, chosen + 1, boxes_mp - np.tile(corner, 2), probability, rgb, _DENSITY)
+    boxes_px = boxes_mp - np.tile(corner, 2)
+    sums = _sums(instances.labels, chosen + 1, boxes_px, probability, rgb, _DENSITY)
     rings, offsets = _select(instances.rings, instances.ring_offsets, chosen)
     rings = rings + 2 * corner.astype(np.int32)
     outline, outline_offsets = simplify(rings, offsets)
@@ -51,7 +54,7 @@ def measure(
     columns: dict[str, npt.NDArray[np.generic] | pa.Array] = {
         "anchor_x_mp": instances.anchors_mp[chosen, 0].astype(np.int32),
         "anchor_y_mp": instances.anchors_mp[chosen, 1].astype(np.int32),
-        "class_id": np.zeros(len(chosen), np.uint8),
+        "class_id": _class_ids(instances.labels, chosen + 1, boxes_px, classes),
         "x_l0": np.round(centroid_mp[:, 0] * frame.scale_l0, 2),
         "y_l0": np.round(centroid_mp[:, 1] * frame.scale_l0, 2),
         "x_um": np.round(centroid_mp[:, 0] * frame.mpp, 3),
@@ -68,6 +71,32 @@ def measure(
         columns |= _shape(polygons(local / 2.0, outline_offsets), sums, frame.mpp) | _stain(sums)
     schema = nuclei_schema(measurements)
     return pa.table([pa.array(columns[name], type=schema.field(name).type) for name in schema.names], schema=schema)
+
+
+def _class_ids(
+    labels: npt.NDArray[np.int32],
+    chosen: npt.NDArray[np.intp],
+    boxes: npt.NDArray[np.int64],
+    classes: UInt8Array | None,
+) -> UInt8Array:
+    """Return the class of each chosen nucleus, counted from 0."""
+    if classes is None or not len(chosen):
+        return np.zeros(len(chosen), np.uint8)
+    votes = _votes(labels, chosen, boxes, classes, int(classes.max()) + 1)
+    winners: UInt8Array = votes[:, 1:].argmax(axis=1).astype(np.uint8)
+    return winners
+
+
+@numba.njit(nogil=True, cache=True)
+def _votes(labels, chosen, boxes, classes, n):
+    """(nuclei, n) int64: how many pixels of each nucleus are of each class."""
+    votes = np.zeros((len(chosen), n), np.int64)
+    for k in range(len(chosen)):
+        for y in range(boxes[k, 1], boxes[k, 3]):
+            for x in range(boxes[k, 0], boxes[k, 2]):
+                if labels[y, x] == chosen[k]:
+                    votes[k, classes[y, x]] += 1
+    return votes
 
 
 @numba.njit(nogil=True, cache=True)

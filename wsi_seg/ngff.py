@@ -96,7 +96,7 @@ def multiscales(
     zarr_format: NgffVersion,
     extra: Mapping[str, Any] | None = None,
     *,
-    unit: bool = True,
+    unit: bool | str = True,
 ) -> dict[str, Any]:
     """Return the attributes of a multiscale group.
 
@@ -104,11 +104,12 @@ def multiscales(
     paths: one array per level, finest first.
     scales: per level the size of a pixel along each axis, micrometres for space and 1.0 for the rest.
     extra: further NGFF keys beside "multiscales", such as "omero" or "image-label".
-    unit: whether `scales` are micrometres; False where the pixel size is unknown, and then none is claimed.
+    unit: whether `scales` are micrometres, or along which axes; where the size is unknown, none is claimed.
     """
+    known = "zyx" if unit is True else unit or ""
     scale = {
         "name": name,
-        "axes": [_axis(axis, unit) for axis in axes],
+        "axes": [_axis(axis, axis in known) for axis in axes],
         "datasets": [
             {"path": path, "coordinateTransformations": [{"type": "scale", "scale": [float(s) for s in level]}]}
             for path, level in zip(paths, scales, strict=True)

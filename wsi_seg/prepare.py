@@ -2,7 +2,7 @@
 
     images + annotations -> pairs by name -> labels, types    annotations/
       -> images/, labels/, types/, items.csv                  dataset.py says what they are
-      -> classes.csv, statistics.csv, splits.csv, sheet.png
+      -> classes.csv, statistics.csv, splits.csv, sheet.png, stain.json
 
 It is written under another name and renamed when it is complete.
 """
@@ -10,10 +10,12 @@ It is written under another name and renamed when it is complete.
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,21 +29,26 @@ from wsi_seg.annotations.forms import FORMS, read_annotation
 from wsi_seg.annotations.pictures import TIFFS, read_rgb, read_tiff
 from wsi_seg.annotations.statistics import Row, class_names, kinds_of, tabulate
 from wsi_seg.annotations.volumes import agreement, read_masks
-from wsi_seg.dataset import IMAGE_SUFFIXES, ITEM_COLUMNS, Item, open_dataset
-from wsi_seg.errors import OutputError, UsageError
+from wsi_seg.config import StainProfile
+from wsi_seg.dataset import IMAGE_SUFFIXES, ITEM_COLUMNS, Item, mpp_of, open_dataset
+from wsi_seg.errors import OutputError, UsageError, suggest
 from wsi_seg.sheet import Cell, colour_of, draw_sheet
 from wsi_seg.splits import by_ratio, write_splits
+from wsi_seg.stain.normaliser import Normaliser
+from wsi_seg.volume_dataset import scale_grey
 
+STAIN_FILE = "stain.json"
 MOST_LABELS = 65535  # of a uint16 PNG
 SHOWN = 12  # images on the sheet
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is said of all images.
+    """What is said of all images, and of each.
 
     group_from: regular expression searched in an image's name; its first bracket, or all of it, is the group. Without
     it each image or volume is a group of its own. shares: of the splits, none to leave splitting to training.
+    of_each: by the name of an image its row of an items.csv (see `dataset.read_facts`), which wins where it is filled.
     """
 
     source: str = ""
@@ -49,6 +56,20 @@ class Facts:
     group_from: str | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
+    of_each: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def group(self, name: str) -> str:
+        return self.of_each.get(name, {}).get("group") or group_of(name, self.group_from)
+
+    def origin(self, name: str, dataset: str) -> tuple[str, str]:
+        """Return source and licence of an image."""
+        own = self.of_each.get(name, {})
+        return own.get("source") or self.source or dataset, own.get("licence") or self.licence
+
+    def options(self, image: Path, options: Options) -> Options:
+        """Return the options with the image's own mpp, if it has one."""
+        own = self.of_each.get(image.stem, {})
+        return options.model_copy(update={"mpp": mpp_of(image, own, None)}) if own.get("mpp") else options
 
 
 def prepare(
@@ -59,30 +80,36 @@ def prepare(
     form: str,
     options: Options | None = None,
     facts: Facts | None = None,
+    stain: StainProfile | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Item]:
     """Write a dataset to `out`, which must not exist, and return its items.
 
     images: folder of pictures, or of TIFF volumes, whose slices become images. annotations: folder in the named form,
-    each called as its image. progress: called with images done and in all.
+    each called as its image. stain: the target that images are normalised to, each from its own stain; stain.json then
+    lists those that had none and stayed as they were. progress: called with images done and in all.
     """
     out, options, facts = Path(out), options or Options(), facts or Facts()
-    if out.exists():
-        raise OutputError(f"{out}: exists; give --out a name that is free, or remove it")
     kind: Form = FORMS.load(form)
     pairs = pair(Path(images), Path(annotations), kind)
-    for image, _ in pairs:  # told before anything is read
-        group_of(image.stem, facts.group_from)
-    if kind.find_classes is not None and not options.classes:
-        found = sorted(set().union(*(kind.find_classes(path) for _, path in pairs)))
-        options = options.model_copy(update={"classes": tuple(found)})
-    folder = _beside(out)
-    try:
-        writer = _Writer(folder, options, facts)
+    options = checked(pairs, kind, options, facts)
+    with making(out) as folder:
+        writer = _Writer(folder, options, facts, Normaliser(stain) if stain else None)
         for done, (image, annotation) in enumerate(pairs, start=1):
             writer.add(image, annotation, kind)
             progress(done, len(pairs))
         writer.finish(out.name)
+    return open_dataset(out)
+
+
+@contextmanager
+def making(out: Path) -> Iterator[Path]:
+    """Give a folder that becomes `out`, which must not exist, when the body is through; else nothing is kept."""
+    if out.exists():
+        raise OutputError(f"{out}: exists; give --out a name that is free, or remove it")
+    folder = _beside(out)
+    try:
+        yield folder
         folder.chmod(0o755)  # temporary folders are private
         folder.rename(out)
     except OSError as error:
@@ -91,7 +118,18 @@ def prepare(
         ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return open_dataset(out)
+
+
+def checked(pairs: Sequence[tuple[Path, Path]], form: Form, options: Options, facts: Facts) -> Options:
+    """Return the options with the classes that the annotations name; UsageError, before anything is read."""
+    names = {image.stem: facts.group(image.stem) for image, _ in pairs}
+    unknown = facts.of_each.keys() - names.keys()
+    if unknown:
+        raise UsageError(f"--facts: there is no image called {min(unknown)!r}{suggest(min(unknown), names)}")
+    if form.find_classes is None or options.classes:
+        return options
+    found = sorted(set().union(*(form.find_classes(path) for _, path in pairs)))
+    return options.model_copy(update={"classes": tuple(found)})
 
 
 def pair(images: Path, annotations: Path, form: Form) -> list[tuple[Path, Path]]:
@@ -123,17 +161,18 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
     if values.ndim not in (2, 3):
         raise UsageError(f"{path}: has the shape {values.shape}; expected a picture, or a grey volume (Z, H, W)")
     if values.itemsize > 1:
-        low, high = (float(q) for q in np.percentile(values, (0.1, 99.9)))
-        values = np.clip((values.astype(np.float32) - low) * (255 / max(high - low, 1e-6)), 0, 255).round()
+        values = scale_grey(values)
     return np.repeat(values.astype(np.uint8)[..., None], 3, axis=-1)
 
 
 class _Writer:
     """Writes images and labels one by one, and what is known of them all at the end."""
 
-    def __init__(self, folder: Path, options: Options, facts: Facts) -> None:
-        self.folder, self.options, self.facts = folder, options, facts
+    def __init__(self, folder: Path, options: Options, facts: Facts, normaliser: Normaliser | None) -> None:
+        self.folder, self.options, self.facts, self.normaliser = folder, options, facts, normaliser
+        self.unnormalised: list[str] = []
         self.rows: list[Row] = []
+        self.image_of: dict[str, str] = {}  # of slices the volume that they are from
         self.classes: tuple[str, ...] = ()
         self.typed: bool | None = None
         self.agreements: list[tuple[str, str, str, str, str]] = []
@@ -143,8 +182,9 @@ class _Writer:
     def add(self, image: Path, path: Path, form: Form) -> None:
         """Write one image or all slices of a volume."""
         rgb = read_image(image)
-        annotation = read_annotation(form, path, rgb.shape[:-1], self.options)
-        mpp = self.options.mpp or annotation.mpp
+        options = self.facts.options(image, self.options)
+        annotation = read_annotation(form, path, rgb.shape[:-1], options)
+        mpp = options.mpp or annotation.mpp
         if mpp is None:
             raise UsageError(f"{image}: its mpp is not known and not guessed; give --mpp")
         if self.typed not in (None, annotation.types is not None):
@@ -155,39 +195,43 @@ class _Writer:
             )
             raise UsageError(f"{path}: {had}; expected all or none")
         self.typed, self.classes = annotation.types is not None, annotation.classes or self.classes
-        group = group_of(image.stem, self.facts.group_from)
         if path.is_dir():
-            self.agreements += _agreements(image.stem, path)
+            self.agreements += agreements(image.stem, path)
         if rgb.ndim == 3:
-            self._write(image.stem, group, mpp, rgb, annotation.labels, annotation.types)
+            self._write(image.stem, image.stem, mpp, rgb, annotation.labels, annotation.types)
             return
         for z, plane in enumerate(rgb):
             types = None if annotation.types is None else annotation.types[z]
-            self._write(f"{image.stem}_z{z:04d}", group, mpp, plane, annotation.labels[z], types)
+            self._write(f"{image.stem}_z{z:04d}", image.stem, mpp, plane, annotation.labels[z], types)
 
     def finish(self, name: str) -> None:
         """Write the tables and the sheet, having read the dataset as training will."""
-        source = self.facts.source or name
-        items = [(row.name, row.group, source, f"{row.mpp:g}", self.facts.licence) for row in self.rows]
-        _write_csv(self.folder / "items.csv", ITEM_COLUMNS, items)
+        items = []
+        for row in self.rows:
+            source, licence = self.facts.origin(self.image_of[row.name], name)
+            items.append((row.name, row.group, source, f"{row.mpp:g}", licence))
+        write_csv(self.folder / "items.csv", ITEM_COLUMNS, items)
         names = class_names(self.rows, self.classes) if self.typed else []
         if names:
-            _write_csv(self.folder / "classes.csv", ("type", "name"), enumerate(names, start=1))
-        _write_csv(self.folder / "statistics.csv", *tabulate(self.rows, names))
+            write_csv(self.folder / "classes.csv", ("type", "name"), enumerate(names, start=1))
+        write_csv(self.folder / "statistics.csv", *tabulate(self.rows, names))
         if self.agreements:
-            _write_csv(self.folder / "agreement.csv", ("name", "measure", "a", "b", "value"), self.agreements)
+            write_csv(self.folder / "agreement.csv", ("name", "measure", "a", "b", "value"), self.agreements)
+        if self.normaliser:
+            record = {"target": self.normaliser.target.model_dump(exclude_none=True), "unnormalised": self.unnormalised}
+            (self.folder / STAIN_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if self.facts.shares:
             groups = {row.name: row.group for row in self.rows}
             write_splits(self.folder / "splits.csv", by_ratio(groups, self.facts.shares, self.facts.seed))
         _draw(self.folder / "sheet.png", name, open_dataset(self.folder), self.rows, names)
 
     def _write(
-        self, name: str, group: str, mpp: float, rgb: npt.NDArray[np.uint8], labels: Labels, types: Types | None
+        self, name: str, image: str, mpp: float, rgb: npt.NDArray[np.uint8], labels: Labels, types: Types | None
     ) -> None:
-        numbers, compact = np.unique(labels, return_inverse=True)
-        labels = (compact.reshape(labels.shape) + (numbers[0] != 0)).astype(np.int32)  # 1, 2 ... without gaps
-        if labels.max() > MOST_LABELS:
-            raise UsageError(f"{name}: has {labels.max()} nuclei, and labels are uint16; cut it into smaller images")
+        labels = compacted(labels, name)
+        if self.normaliser:
+            rgb, normalised = self.normaliser.apply(rgb)
+            self.unnormalised += [] if normalised else [name]
         Image.fromarray(rgb).save(self.folder / "images" / f"{name}.png", compress_level=3)
         Image.fromarray(labels.astype(np.uint16)).save(self.folder / "labels" / f"{name}.png")
         if types is not None:
@@ -195,7 +239,17 @@ class _Writer:
             Image.fromarray(types).save(self.folder / "types" / f"{name}.png")
         areas = np.bincount(labels.ravel())[1:]
         height, width = labels.shape
-        self.rows.append(Row(name, group, width, height, mpp, areas, kinds_of(labels, types)))
+        self.image_of[name] = image
+        self.rows.append(Row(name, self.facts.group(image), width, height, mpp, areas, kinds_of(labels, types)))
+
+
+def compacted(labels: Labels, name: str) -> Labels:
+    """Return the labels as 1, 2 ... without gaps; UsageError where they are more than uint16 holds."""
+    numbers, compact = np.unique(labels, return_inverse=True)
+    labels = (compact.reshape(labels.shape) + (numbers[0] != 0)).astype(np.int32)
+    if labels.max() > MOST_LABELS:
+        raise UsageError(f"{name}: has {labels.max()} nuclei, and labels are uint16; cut it into smaller images")
+    return labels
 
 
 def group_of(name: str, expression: str | None) -> str:
@@ -232,7 +286,8 @@ def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _agreements(name: str, folder: Path) -> list[tuple[str, str, str, str, str]]:
+def agreements(name: str, folder: Path) -> list[tuple[str, str, str, str, str]]:
+    """Return the lines of agreement.csv on a folder of observers, none of a single observer."""
     masks = read_masks(folder)
     if len(masks) < 2:
         return []
@@ -264,7 +319,8 @@ def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

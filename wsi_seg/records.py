@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from wsi_seg.config import Measurements, ModelSpec, RunSettings
+from wsi_seg.config import Measurements, ModelSpec, RunSettings, StainProfile
 from wsi_seg.geometry import Box
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -104,6 +104,7 @@ class SlidePlan:
 
     path, mpp_given: what reopens the slide; name: its folder in the output.
     active_tiles: (rows, columns) bool of the global tile grid; the others hold no tissue and are never read.
+    stain: the slide's own, where it is to be normalised and can be.
     """
 
     path: str
@@ -119,6 +120,7 @@ class SlidePlan:
     model: ModelSpec
     settings: RunSettings
     warnings: tuple[str, ...] = ()
+    stain: StainProfile | None = None
 
     @property
     def tile_count(self) -> int:
@@ -147,17 +149,25 @@ class Instances:
 
 @dataclass(frozen=True)
 class Commit:
-    """What a finished block reports; pixels never travel with it."""
+    """What a finished block reports; pixels never travel with it.
+
+    tiles_unnormalised: that begin in its core and have too little tissue to be given a target's stain.
+    """
 
     block: str
     nuclei: int
     tiles_forwarded: int
     seconds: dict[str, float] = field(default_factory=dict)
+    tiles_unnormalised: int = 0
 
 
 @dataclass(frozen=True)
 class SlideResult:
-    """One line of the summary."""
+    """One line of the summary.
+
+    tiles_unnormalised: that kept their own stain although there is a target; None where there is none.
+    slices: of a volume; 0 for a slide.
+    """
 
     name: str
     path: str
@@ -168,3 +178,5 @@ class SlideResult:
     mpp: float = 0.0
     reason: str = ""
     warnings: tuple[str, ...] = ()
+    tiles_unnormalised: int | None = None
+    slices: int = 0

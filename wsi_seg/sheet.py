@@ -34,7 +34,7 @@ class Cell:
     """One image of the sheet.
 
     rgb: (H, W, 3) uint8. labels: (H, W) integers. types: (H, W) uint8 or None. mpp: micrometres per pixel.
-    caption, note: the two lines below it.
+    caption, note: the two lines below it. whole: show all of it, however large.
     """
 
     rgb: npt.NDArray[np.uint8]
@@ -43,6 +43,7 @@ class Cell:
     mpp: float
     caption: str
     note: str
+    whole: bool = False
 
 
 def colour_of(kind: int) -> Colour:
@@ -92,7 +93,7 @@ def _shifted(labels: npt.NDArray[np.int32], axis: int, way: int) -> npt.NDArray[
 
 
 def _draw_cell(page: Image.Image, corner: tuple[int, int], cell: Cell) -> None:
-    rows, columns = _window(cell.labels)
+    rows, columns = (slice(None), slice(None)) if cell.whole else busiest(cell.labels)
     rgb, labels = cell.rgb[rows, columns], cell.labels[rows, columns]
     types = None if cell.types is None else cell.types[rows, columns]
     scale = CELL_PG / max(labels.shape)
@@ -113,8 +114,8 @@ def _draw_cell(page: Image.Image, corner: tuple[int, int], cell: Cell) -> None:
     _text(draw, (corner[0], corner[1] + CELL_PG + 30), cell.note, 16, GREY, CELL_PG)
 
 
-def _window(labels: npt.NDArray[np.int32]) -> tuple[slice, slice]:
-    """Return (rows, columns) of the part to show."""
+def busiest(labels: npt.NDArray[np.int32]) -> tuple[slice, slice]:
+    """Return (rows, columns) of the square with the most nuclei, about ten wide; or all, where there are few."""
     height, width = labels.shape
     areas = np.bincount(labels.ravel())[1:]
     areas = areas[areas > 0]

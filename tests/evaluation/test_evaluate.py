@@ -128,7 +128,8 @@ def test_classes_are_compared_without_background(made: Path) -> None:
     for item in open_dataset(made):
         Image.fromarray(types).save(made / "types" / f"{item.name}.png")
     row = evaluate_labels(made, open_dataset(made))[0]
-    assert {name: s for name, s in row.scores.items() if name not in METRICS} == {"dice_class_1": 1, "dice_class_3": 1}
+    extra = {name: s for name, s in row.scores.items() if name not in METRICS}
+    assert extra == {f"{score}_class_{k}": 1 for score in ("dice", "f1") for k in (1, 3)}
 
 
 def test_given_probabilities_make_the_curve(made: Path) -> None:

@@ -1,8 +1,9 @@
-"""Training: crops that depend on nothing but their place, a run that survives a kill to the bit, clear errors."""
+"""Training: a run that survives a kill to the bit, validation that decides, clear errors."""
 
 from __future__ import annotations
 
-import hashlib
+import csv
+import errno
 import os
 import signal
 import subprocess
@@ -15,198 +16,280 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-import yaml
 from PIL import Image
 
+import wsi_seg
+from tests.training.conftest import RecipeMaker, weights_of
 from wsi_seg.bundles import find_bundle
 from wsi_seg.errors import OutputError, ResumeError, UsageError, WsiSegError
 from wsi_seg.training import checkpoint
-from wsi_seg.training.augment import augment
-from wsi_seg.training.crops import Crops, Draw, distance_map
-from wsi_seg.training.loop import rate_at, train
-from wsi_seg.training.recipe import Recipe, read_recipe
+from wsi_seg.training.recipe import Recipe, read_plan
+from wsi_seg.training.stages import train_recipe
 
-REPOSITORY = Path(__file__).parents[2]
-SMALL: dict[str, Any] = {"steps": 8, "batch_size": 2, "crop_px": 64, "checkpoint_every": 2, "learning_rate": 0.001}
+PROGRAM = [sys.executable, "-c", "from wsi_seg.cli import main; main()"]
 
 
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory, tissue_rgb: npt.NDArray[np.uint8]) -> Path:
-    """Two small datasets: one with instances (discs), one with a mask."""
-    root = tmp_path_factory.mktemp("data")
-    y, x = np.mgrid[:200, :200]
-    labels = np.zeros((200, 200), np.uint16)
-    for k, (cy, cx) in enumerate([(40, 40), (40, 62), (120, 90), (150, 160)], start=1):
-        labels[(y - cy) ** 2 + (x - cx) ** 2 < 100] = k
-    picture = tissue_rgb[:200, :200].copy()
-    picture[labels > 0] = (80, 50, 120)
-    for name, folder in (("discs", "labels"), ("fused", "masks")):
-        (root / name / "images").mkdir(parents=True)
-        (root / name / folder).mkdir()
-        Image.fromarray(picture).save(root / name / "images" / "one.png")
-        Image.fromarray(labels if folder == "labels" else (labels > 0).astype(np.uint8) * 255).save(
-            root / name / folder / "one.png"
-        )
-    return root
+def train(path: Path, data_root: Path, out: Path, **settings: Any) -> Path:
+    return train_recipe(path, data_root, out, "cpu", tell=lambda _: None, **settings)
 
 
-def recipe_file(folder: Path, **schedule: Any) -> Path:
-    """The default recipe on the small data."""
-    values = yaml.safe_load((REPOSITORY / "pipelines" / "effunetpp-default.yaml").read_text())
-    values["train"] = [{"path": "discs", "mpp": 0.25, "weight": 2}, {"path": "fused", "mpp": 0.25}]
-    values["schedule"] |= {**SMALL, **schedule}
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+def recipe_of(path: Path) -> Recipe:
+    return read_plan(path).stages[0]
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
-    return read_recipe(recipe_file(tmp_path))
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def weights_of(bundle: Path) -> str:
-    return hashlib.sha256((bundle / "weights.safetensors").read_bytes()).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    return train(read_recipe(recipe_file(folder)), data_root, folder / "model", tell=lambda _: None)
-
-
-def test_a_crop_depends_on_step_and_place_alone(recipe: Recipe, data_root: Path) -> None:
-    whole, alone = Crops(recipe, data_root).batch(5, range(3)), Crops(recipe, data_root).batch(5, [2])
-    for name in Draw._fields:
-        np.testing.assert_array_equal(getattr(whole, name)[2:], getattr(alone, name))
-    assert not np.array_equal(whole.planes, Crops(recipe, data_root).batch(6, range(3)).planes)
-
-
-def test_image_and_maps_move_together(recipe: Recipe, data_root: Path) -> None:
-    """A picture that is its own annotation stays so under every geometric augmentation."""
-    draw = Crops(recipe, data_root).batch(0, range(4))
-    draw.planes[:, 0] = draw.planes[:, 3]
-    draw.colour[:] = (1, 1, 0, 0, 1, 1, 0)
-    draw.planes[:, 1] = draw.planes[:, 2] = draw.planes[:, 0]
-    batch = augment(draw, 64, torch.device("cpu"))
-    agree = (batch.rgb[:, 0] > 127) == (batch.nucleus > 0.5)
-    assert agree.float().mean() > 0.995
-
-
-def test_distance_is_one_at_the_middle_and_touching_nuclei_stay_apart() -> None:
-    labels = np.zeros((30, 60), np.int32)
-    labels[5:25, 5:25], labels[5:25, 25:45] = 1, 2
-    distance = distance_map(labels)
-    assert distance.max() == 255
-    assert distance[15, 24:26].max() < 40
-    assert (distance[labels == 0] == 0).all()
-
-
-def test_fused_nuclei_teach_no_distance(recipe: Recipe, data_root: Path) -> None:
-    draw = Crops(recipe, data_root).batch(1, range(30))
-    assert 0 < draw.has_distance.sum() < 30
-    assert (draw.planes[draw.has_distance == 0, 4] == 0).all()
-
-
-def test_the_rate_rises_and_falls(tmp_path: Path) -> None:
-    recipe = read_recipe(recipe_file(tmp_path, steps=100))
-    rates = [rate_at(step, recipe) for step in range(100)]
-    assert max(rates) == pytest.approx(recipe.schedule.learning_rate)
-    assert rates.index(max(rates)) == 10
-    assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
-    assert rates[-1] < rates[0] / 10
-
-
-def test_training_ends_with_a_bundle_that_runs(uninterrupted: Path, tissue_rgb: npt.NDArray[np.uint8]) -> None:
-    import wsi_seg
-
-    assert find_bundle(uninterrupted).spec.name == "effunetpp"
-    assert uninterrupted.joinpath("metrics.csv").read_text().splitlines()[0].startswith("step,rate,loss")
-    nuclei = wsi_seg.segment_image(tissue_rgb[:200, :200], wsi_seg.load_model(uninterrupted, device="cpu"), 0.25)
+def test_training_ends_with_a_bundle_that_runs(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path, tissue_rgb: npt.NDArray[np.uint8]
+) -> None:
+    out = train(make_recipe(), discs_root, tmp_path / "model")
+    assert find_bundle(out).spec.name == "discs"
+    assert (out / "CARD.md").read_text().startswith("# discs\n")
+    nuclei = wsi_seg.segment_image(tissue_rgb[:200, :200], wsi_seg.load_model(out, device="cpu"), 0.25)
     assert nuclei.labels.shape == (200, 200)
 
 
-def test_the_loss_falls(data_root: Path, tmp_path: Path) -> None:
-    recipe = read_recipe(recipe_file(tmp_path, steps=60, learning_rate=0.003))
-    train(recipe, data_root, tmp_path / "model", tell=lambda _: None)
-    rows = [row.split(",") for row in (tmp_path / "model" / "metrics.csv").read_text().splitlines()[1:]]
-    assert float(rows[-1][2]) < 0.9 * float(rows[0][2])
+def test_the_loss_falls(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    settings = {"steps": 80, "learning_rate": 0.02, "batch_size": 4}
+    out = train(make_recipe(schedule=settings, augmentation="none"), discs_root, tmp_path / "model")
+    losses = [float(row["loss"]) for row in table(out / "loss.csv")]
+    assert np.mean(losses[-2:]) < 0.7 * losses[0]
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(data_root: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    program = [sys.executable, "-c", "from wsi_seg.cli import main; main()"]
-    out = tmp_path / "model"
-    command = [*program, "train", str(recipe_file(tmp_path)), "--data-root", str(data_root), "--out", str(out)]
-    with subprocess.Popen([*command, "--device", "cpu"], stderr=subprocess.DEVNULL, start_new_session=True) as process:
+def test_a_killed_run_goes_on_to_the_same_weights(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    rule = {"sources": [{"path": "other", "mpp": 0.25}], "images": 1, "shown": 1}
+    path = make_recipe(schedule={"epoch_steps": 3, "steps": 12}, validation=rule)
+    whole, out = train(path, discs_root, tmp_path / "whole"), tmp_path / "model"
+    command = [*PROGRAM, "train", str(path), "--data-root", str(discs_root), "--out", str(out), "--device", "cpu"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
         end = time.monotonic() + 120
         while not (out / checkpoint.FILE).exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)
     assert (out / checkpoint.FILE).exists()
     assert not (out / "weights.safetensors").exists()
-    done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "continuing at step" in done.stderr
-    assert weights_of(out) == weights_of(uninterrupted)
+    assert weights_of(out) == weights_of(whole)
+    for name in ("metrics.csv",):
+        assert (out / name).read_text() == (whole / name).read_text()
 
 
-def test_a_stop_file_ends_it_in_good_order(
-    recipe: Recipe, data_root: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "model"
+def test_a_stop_file_ends_it_in_good_order(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    path, out = make_recipe(), tmp_path / "model"
     out.mkdir()
     (out / "stop").touch()
-    train(recipe, data_root, out, tell=lambda _: None)
-    assert torch.load(out / checkpoint.FILE, weights_only=True)["step"] == 1
+    train(path, discs_root, out)
+    found = checkpoint.load(out / checkpoint.FILE, None)
+    assert found is not None and found[0].step == 1
     (out / "stop").unlink()
-    train(recipe, data_root, out, tell=lambda _: None)
-    assert weights_of(out) == weights_of(uninterrupted)
+    train(path, discs_root, out)
+    assert weights_of(out) == weights_of(train(path, discs_root, tmp_path / "whole"))
 
 
-def test_another_recipe_does_not_continue_it(recipe: Recipe, data_root: Path, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "stop").touch()
-    train(recipe, data_root, tmp_path / "model", tell=lambda _: None)
-    other = recipe.model_copy(update={"seed": 2})
+def test_validation_decides_what_is_kept_and_when_to_end(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    rule = {"share": 0.4, "metric": "dice", "patience": 2, "images": 2, "shown": 1}
+    path = make_recipe(schedule={"steps": 40, "epoch_steps": 2, "learning_rate": 1e-9, "ema": 0}, validation=rule)
+    out = train(path, discs_root, tmp_path / "model")
+    rows, found = table(out / "metrics.csv"), checkpoint.load(out / checkpoint.FILE, None)
+    assert found is not None
+    progress = found[0]
+    assert progress.over and progress.step == progress.best_step + 4 < 40
+    assert float(rows[progress.best_step // 2 - 1]["dice"]) == pytest.approx(progress.best, abs=1e-5)
+    splits = {row["split"] for row in table(out / "split.csv")}
+    assert splits == {"train", "valid"}
+    assert (out / "curves.png").exists() and len(list((out / "epochs").glob("*.png"))) == len(rows)
+
+
+def test_portions_add_up_to_the_batch(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    """Without batch norm and with means over pixels alone, portions change nothing but the rounding."""
+    network = {"options": {"base_filters": 4, "num_layers": 3}, "head": "binary"}
+    settings = {"batch_size": 4, "steps": 3, "optimiser": "adam", "clip": None}
+    found = []
+    for portions in (1, 2):
+        path = make_recipe(network=network, loss={"bce": 1}, schedule={**settings, "accumulate": portions})
+        out = train(path, discs_root, tmp_path / f"by {portions}")
+        found.append(float(table(out / "loss.csv")[-1]["loss"]))
+    assert found[0] == pytest.approx(found[1], abs=2e-3)
+
+
+def test_the_encoder_rests_in_the_first_phase(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    network = {"architecture": "unet", "encoder": "resnet18", "options": {}}
+    path = make_recipe(network=network, schedule={"steps": 3, "freeze": {"steps": 2, "learning_rate": 0.01}, "ema": 0})
+    weights = []
+    for steps in (1, 2, 3):
+        out = train(path, discs_root, tmp_path / str(steps), changes={"schedule": {"steps": steps}})
+        state = torch.load(out / checkpoint.FILE, weights_only=True)["learner"]["network"]
+        weights.append((state["encoder.conv1.weight"], state["segmentation_head.0.weight"]))
+    assert torch.equal(weights[0][0], weights[1][0]) and not torch.equal(weights[0][1], weights[1][1])
+    assert not torch.equal(weights[1][0], weights[2][0])
+
+
+def test_stages_build_on_one_another_and_are_compared(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    """The second stage has another head, which is made anew, and starts from the first; both are tested."""
+    classes = [{"name": n, "color": [9 * k, 9, 9], "values": [k]} for k, n in enumerate("ab", start=1)]
+    stages = [
+        {"name": "first", "schedule": {"steps": 4}},
+        {
+            "name": "second",
+            "init_from": "first",
+            "network": {"head": "types", "classes": classes},
+            "test": [{"path": "other", "mpp": 0.25, "group_from": "^p."}],
+        },
+    ]
+    said: list[str] = []
+    out = tmp_path / "model"
+    train_recipe(make_recipe(stages=stages), discs_root, out, "cpu", tell=said.append)
+    assert any("made anew" in line for line in said)
+    assert find_bundle(out).spec.head == "types"
+    assert find_bundle(out / "first").spec.head == "instances"
+    scores = {(row["model"], row["score"]) for row in table(out / "test" / "compare.csv")}
+    assert {("first", "aji"), ("second", "aji"), ("second", "dice_class_1")} <= scores
+    before = weights_of(out)
+    train_recipe(make_recipe(stages=stages), discs_root, out, "cpu", tell=said.append)
+    assert weights_of(out) == before
+
+
+@pytest.mark.parametrize("head", ["binary", "multiclass", "instances", "types"])
+def test_every_head_learns_and_runs(head: str, make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    several = head in ("multiclass", "types")
+    classes = [{"name": n, "color": [9, 9, 9]} for n in ("ab" if several else "a")]
+    path = make_recipe(
+        network={
+            "head": head,
+            "classes": classes,
+            "separation": {"seed_distance": 0.2},
+            "options": {"base_filters": 8, "num_layers": 4, "batch_norm": True},
+        },
+        train=[{"path": "discs", "mpp": 0.25}],
+        augmentation="none",
+        schedule={"steps": 120, "learning_rate": 0.02, "batch_size": 4, "ema": 0.9},
+    )
+    out = train(path, discs_root, tmp_path / "model")
+    losses = [float(row["loss"]) for row in table(out / "loss.csv")]
+    assert losses[-1] < 0.8 * losses[0]
+    with Image.open(discs_root / "other" / "images" / "p0_1.png") as image:
+        nuclei = wsi_seg.segment_image(np.asarray(image), wsi_seg.load_model(out, device="cpu"), 0.25)
+    assert len(nuclei) > 3
+    assert set(np.unique(nuclei.types)) <= ({0, 1, 2} if several else {0, 1})
+
+
+def test_another_recipe_does_not_continue_it(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    train(make_recipe(schedule={"steps": 1}), discs_root, tmp_path / "model")
     with pytest.raises(ResumeError, match="changed: seed"):
-        train(other, data_root, tmp_path / "model", tell=lambda _: None)
+        train(make_recipe(schedule={"steps": 1}, seed=2), discs_root, tmp_path / "model")
 
 
-def test_a_loss_that_is_no_number_is_an_error_and_the_checkpoint_stays(data_root: Path, tmp_path: Path) -> None:
-    recipe = read_recipe(recipe_file(tmp_path, learning_rate=1e18, clip=1e30, steps=20))
-    with pytest.raises(WsiSegError, match=r"the loss became (nan|inf)"):
-        train(recipe, data_root, tmp_path / "model", tell=lambda _: None)
+def test_a_loss_that_is_no_number_is_an_error_and_the_checkpoint_stays(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "learning_rate": 1e30,
+        "clip": None,
+        "steps": 30,
+        "curve": "constant",
+        "warm_up": 0,
+        "checkpoint_every": 1,
+    }
+    path = make_recipe(schedule=settings, network={"options": {"base_filters": 4, "num_layers": 3}})
+    with pytest.raises(WsiSegError, match=r"the loss became (nan|inf) at step \d+; the last checkpoint is kept"):
+        train(path, discs_root, tmp_path / "model")
+    assert checkpoint.load(tmp_path / "model" / checkpoint.FILE, None) is not None
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("changes", "said"),
     [
         ({"schedule": {"crop_pix": 64}}, "did you mean 'crop_px'"),
-        ({"schedule": {"crop_px": 65}}, "multiple of 32"),
+        ({"schedule": {"crop_px": 66}}, "schedule.crop_px must be a multiple of 4"),
+        ({"network": {"tile_px": 255}}, "network.tile_px must be a multiple of 4"),
+        ({"network": {"options": {"base_filter": 4}}}, "did you mean 'base_filters'"),
+        ({"network": {"architecture": "unet++"}}, "Unknown network architecture"),
         ({"augmentation": {"scale": [2, 1]}}, "must rise"),
+        ({"augmentation": "nucleus"}, "nuclei"),
         ({"sed": 3}, "did you mean 'seed'"),
+        ({"loss": {"ce": 1}}, "loss.ce is not for head instances"),
+        ({"loss": {"bce": 0}}, "no weight above 0"),
+        ({"validation": {"share": 0.2, "folds": 5}}, "one of sources, share and folds; got share, folds"),
+        ({"validation": {"folds": 5, "fold": 5}}, "counted from 0"),
+        ({"schedule": {"curve": "plateau"}}, "plateau looks at validation"),
+        ({"schedule": {"crop_slices": 8}}, "crop_slices is for architectures of volumes"),
+        ({"stages": [{"name": "a"}, {"name": "a"}]}, "names that differ"),
+        ({"stages": [{"nam": "a"}]}, "each with a name"),
+        ({"stages": [{"name": "test"}]}, "none of data, test, epochs"),
+        ({"result": "bets"}, "result: "),
     ],
 )
-def test_a_mistake_in_the_recipe_is_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:
-    path = recipe_file(tmp_path)
-    values = yaml.safe_load(path.read_text())
-    for key, value in change.items():
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-    path.write_text(yaml.safe_dump(values))
+def test_a_mistake_in_the_recipe_is_named(changes: dict[str, Any], said: str, make_recipe: RecipeMaker) -> None:
     with pytest.raises(UsageError, match=said):
-        read_recipe(path)
+        read_plan(make_recipe(**changes))
 
 
-def test_an_image_without_annotation_is_named(recipe: Recipe, data_root: Path, tmp_path: Path) -> None:
-    (tmp_path / "discs" / "images").mkdir(parents=True)
-    Image.new("RGB", (9, 9)).save(tmp_path / "discs" / "images" / "lonely.png")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": [{"path": "disks"}]}, "disks: there is no such folder"),
+        ({"train": [{"path": "discs"}]}, "mpp is not known"),
+        ({"train": [{"path": "discs", "mpp": 0.25, "without": ["p0"]}]}, "there is no group 'p0'; did you mean 'p0_1'"),
+        (
+            {"train": [{"path": "discs", "mpp": 0.25, "group_from": "^p.", "without": ["p0", "p1", "p2"]}]},
+            "leave no image",
+        ),
+        ({"train": [{"path": "discs", "mpp": 0.25, "group_from": "^x"}]}, "not found in"),
+        (
+            {
+                "network": {"head": "types", "classes": [{"name": "Rare", "color": [1, 2, 3], "values": [7]}]},
+                "train": [{"path": "discs", "mpp": 0.25}],
+            },
+            "Rare",
+        ),
+        ({"validation": {"sources": [{"path": "discs", "mpp": 0.25, "only": ["p0_1"]}]}}, "is listed 2 times|is in"),
+        (
+            {
+                "validation": {"sources": [{"path": "fused", "mpp": 0.25}], "metric": "aji"},
+                "train": [{"path": "discs", "mpp": 0.25}],
+                "schedule": {"steps": 1},
+            },
+            "validation.metric is aji, which the annotations do not define",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_named(
+    changes: dict[str, Any], said: str, make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        train(make_recipe(**changes), discs_root, tmp_path / "model")
+
+
+def test_images_without_annotation_or_of_another_size_are_named(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / "discs" / folder).mkdir(parents=True)
+    Image.new("RGB", (90, 90)).save(tmp_path / "discs" / "images" / "lonely.png")
+    path = make_recipe(train=[{"path": "discs", "mpp": 0.25}])
     with pytest.raises(UsageError, match=r"lonely\.png: has no annotation"):
-        train(recipe, tmp_path, tmp_path / "model", tell=lambda _: None)
+        train(path, tmp_path, tmp_path / "model")
+    Image.new("L", (90, 80)).save(tmp_path / "discs" / "labels" / "lonely.png")
+    with pytest.raises(UsageError, match=r"is 90 x 80 px, but its image is 90 x 90 px"):
+        train(path, tmp_path, tmp_path / "model")
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / checkpoint.FILE
-    checkpoint.save(path, {"step": 1})
-    (tmp_path / f".{path.name}.{os.getpid()}.tmp").mkdir()  # so that the temporary name cannot be opened
-    with pytest.raises(OutputError, match="the last one is kept"):
-        checkpoint.save(path, {"step": 2})
-    assert torch.load(path, weights_only=True)["step"] == 1
+    checkpoint.save(path, {}, checkpoint.Progress(step=1), {})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"No space left on device.*the last one is kept"):
+        checkpoint.save(path, {}, checkpoint.Progress(step=2), {})
+    found = checkpoint.load(path, None)
+    assert found is not None and found[0].step == 1
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.FILE]

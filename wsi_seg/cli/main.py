@@ -18,10 +18,13 @@ _COMMANDS = {
     "plan": ("wsi_seg.cli.plan:plan", "Show what a run would do, and every problem, before anything is run."),
     "convert": ("wsi_seg.cli.convert:convert", "Write a slide as multiscale OME-Zarr."),
     "prepare": ("wsi_seg.cli.prepare:prepare", "Turn images and annotations into a dataset to train and evaluate on."),
+    "stain": ("wsi_seg.cli.stain:stain", "Fit and look at targets of stain normalisation."),
+    "augment": ("wsi_seg.cli.augment:augment", "Draw what an augmentation does to images and annotation."),
     "models": ("wsi_seg.cli.models:models", "List the models."),
     "train": ("wsi_seg.cli.train:train", "Train a model from a recipe."),
     "evaluate": ("wsi_seg.cli.evaluate:evaluate", "Score a model on annotated images."),
     "compare": ("wsi_seg.cli.compare:compare", "Score several models on the same images."),
+    "tune": ("wsi_seg.cli.tune:tune", "Choose the thresholds of a model on annotated images."),
     "demo": ("wsi_seg.cli.demo:demo", "Build a small real slide and run on it."),
 }
 

@@ -48,6 +48,12 @@ _RUN_OPTIONS = (
         show_default=True,
         help="Shift GeoJSON to the slide's bounds, as QuPath shows them.",
     ),
+    click.option(
+        "--stain-norm",
+        metavar="FILE",
+        help="Show slides to the network in this target's stain, see `wsi-seg stain fit`; none: in their own.  "
+        "[default: the model's target, if it has one]",
+    ),
 )
 
 

@@ -36,6 +36,9 @@ def plan(slides: tuple[str, ...], model: str, mpp: float | None, timing: bool, v
             problems += 1
             click.secho(f"{source.name}: PROBLEM: {planned}", fg="red")
             continue
+        if planned is None:
+            click.echo(f"{source.name}: a volume, done whole; its time is not estimated")
+            continue
         click.echo(_of_slide(planned, estimate))
         for warning in planned.warnings:
             click.secho(f"  warning: {warning}", fg="yellow")

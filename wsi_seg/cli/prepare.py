@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsi_seg.errors import UsageError
+
+if TYPE_CHECKING:
+    from wsi_seg.annotations.base import Options
+    from wsi_seg.prepare import Facts
 
 _COLOUR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
@@ -31,8 +36,16 @@ _COLOUR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 @click.option("--group-from", metavar="REGEX", help="Finds the patient or specimen in an image's name.")
 @click.option("--source", default="", help="Where the images come from.  [default: name of the dataset]")
 @click.option("--licence", default="", help="Licence of the images.")
+@click.option(
+    "--facts",
+    type=click.Path(path_type=Path),
+    help="CSV with a column name, and any of group, source, mpp, licence, spacing: what differs from image to image.",
+)
+@click.option("--volumes", is_flag=True, help="Keep stacks whole, to train on volumes; without it slices are images.")
+@click.option("--spacing", type=float, help="Micrometres from slice to slice of volumes.")
 @click.option("--split", metavar="SHARES", default="", help="Also split by groups, such as train=0.8,valid=0.2.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the split.")
+@click.option("--stain-norm", metavar="FILE", help="Normalise the images to this target, see `wsi-seg stain fit`.")
 @click.option("-v", "--verbose", is_flag=True, help="Show all of an error.")
 def prepare(images: Path, annotations: Path, form: str, out: Path, **given: Any) -> None:  # noqa: ANN401
     """Turn IMAGES and ANNOTATIONS, two folders of files with the same names, into a dataset.
@@ -41,8 +54,9 @@ def prepare(images: Path, annotations: Path, form: str, out: Path, **given: Any)
     """
     from wsi_seg.annotations.base import Options
     from wsi_seg.config import check
-    from wsi_seg.prepare import Facts
+    from wsi_seg.prepare import STAIN_FILE, Facts
     from wsi_seg.prepare import prepare as write_dataset
+    from wsi_seg.stain.normaliser import choose_target
 
     classes, colours = parse_classes(given["classes"])
     chosen = {key: given[key] for key in ("mpp", "radius_um", "tolerance") if given[key] is not None}
@@ -53,11 +67,47 @@ def prepare(images: Path, annotations: Path, form: str, out: Path, **given: Any)
         group_from=given["group_from"],
         shares=parse_shares(given["split"]),
         seed=given["seed"],
+        of_each=_read_each(given["facts"]),
     )
     options = check(Options, chosen, "prepare")
-    items = write_dataset(images, annotations, out, form=form, options=options, facts=facts, progress=_show)
+    stain = choose_target(given["stain_norm"], None)
+    if given["volumes"]:
+        if stain:
+            raise UsageError("--stain-norm is for pictures in colour, and volumes are grey; leave one of them out")
+        _prepare_volumes(images, annotations, out, form, options, facts, given["spacing"])
+        return
+    items = write_dataset(
+        images, annotations, out, form=form, options=options, facts=facts, stain=stain, progress=_show
+    )
     click.echo(f"{len(items)} images of {len({item.group for item in items})} groups in {out}")
+    if stain:
+        unchanged = len(json.loads((out / STAIN_FILE).read_text(encoding="utf-8"))["unnormalised"])
+        click.echo(f"{unchanged} of them had too little stain to be normalised; see {out / STAIN_FILE}")
     click.echo(f"look at {out / 'sheet.png'}, and at the numbers in {out / 'statistics.csv'}")
+
+
+def _prepare_volumes(
+    images: Path, annotations: Path, out: Path, form: str, options: Options, facts: Facts, spacing: float | None
+) -> None:
+    from wsi_seg.volumes.preparing import prepare_volumes
+
+    items = prepare_volumes(
+        images, annotations, out, form=form, options=options, facts=facts, spacing=spacing, progress=_show
+    )
+    click.echo(f"{len(items)} volumes of {len({item.group for item in items})} groups in {out}")
+    click.echo(f"look at {out / 'sheet.png'}, and at the numbers in {out / 'statistics.csv'}")
+
+
+def _read_each(path: Path | None) -> dict[str, dict[str, str]]:
+    """Return the rows of --facts by name."""
+    from wsi_seg.dataset import read_facts
+    from wsi_seg.volume_dataset import VOLUME_COLUMNS
+
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise UsageError(f"--facts {path}: there is no such file")
+    return read_facts(path, VOLUME_COLUMNS)
 
 
 def parse_classes(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:

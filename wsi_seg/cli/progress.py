@@ -21,6 +21,9 @@ _LINE_EVERY_S = 10.0
 def _outcome(result: SlideResult) -> str:
     if result.status == "failed":
         return f"{result.name}: FAILED: {result.reason}"
+    if result.slices:
+        doubts = "".join(f"; {warning}" for warning in result.warnings)
+        return f"{result.name}: {result.nuclei:,} objects in {result.slices} slices, {result.seconds:.1f} s{doubts}"
     if not result.nuclei:
         return f"{result.name}: no nuclei; {' | '.join(result.warnings)}"
     return f"{result.name}: {result.nuclei:,} nuclei in {result.tissue_mm2:.2f} mm² tissue, {result.seconds:.1f} s"

@@ -23,6 +23,7 @@ from wsi_seg.cli.options import SLIDES, run_options
 )
 @click.option("--address", help="A running Ray cluster, such as auto or ray://HOST:10001; without it Ray starts here.")
 @click.option("--batch-size", type=click.IntRange(1), help="Tiles per forward pass.  [default: 1 on CPU, 8 on CUDA]")
+@click.option("--spacing", type=float, help="Micrometres from slice to slice of volumes, where the file does not say.")
 @click.option("--overwrite", is_flag=True, help="Start anew where results or half-made results exist.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and more messages.")
 def run(slides: tuple[str, ...], verbose: bool, **options: Any) -> None:  # noqa: ANN401
@@ -31,6 +32,9 @@ def run(slides: tuple[str, ...], verbose: bool, **options: Any) -> None:  # noqa
 
     Each slide gets OUT/<name>/ with nuclei.geojson.gz (QuPath), labels.zarr (OME-Zarr), nuclei.parquet, overview.png
     and run.json; OUT/summary.csv lists all. A run that was interrupted continues when the same command is given again.
+
+    A stack of grey slices (TIFF, Zarr, OME-Zarr) is a volume. A model of volumes sees it whole, any other slice by
+    slice. It gets labels.zarr, labels.tif, objects.csv, overview.png and run.json.
 
     Exit code: 0 all slides done, 1 some failed, 2 wrong usage.
     """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from wsi_seg.cli.options import DEVICE
+from wsi_seg.errors import UsageError
 
 
 @click.command()
@@ -25,16 +27,61 @@ from wsi_seg.cli.options import DEVICE
     help="Folder of the bundle, the checkpoint and the metrics.",
 )
 @DEVICE
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Through Ray Train where there are several."
+)
+@click.option("--address", metavar="HOST:PORT", help="Ray cluster to train on.  [default: this machine]")
+@click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Replaces a key of the recipe: schedule.steps=300."
+)
 @click.option("--smoke", is_flag=True, help="A few steps of small crops, to see that the recipe runs.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 def train(
-    recipe: Path, data_root: Path, out: Path, device: Literal["auto", "cpu", "cuda"], smoke: bool, verbose: bool
+    recipe: Path,
+    data_root: Path,
+    out: Path,
+    device: Literal["auto", "cpu", "cuda"],
+    workers: int,
+    address: str | None,
+    changes: tuple[str, ...],
+    smoke: bool,
+    verbose: bool,
 ) -> None:
     """Train a model as RECIPE (YAML) says. The bundle in OUT is what `wsi-seg run --model OUT` takes.
 
     Stopped or killed, the same command goes on from the last checkpoint. A file OUT/stop ends it in good order.
     """
-    from wsi_seg.training.loop import train_recipe
+    from wsi_seg.training.stages import train_recipe
 
-    bundle = train_recipe(recipe, data_root, out, device, smoke=smoke, tell=lambda line: click.echo(line, err=True))
+    def tell(line: str) -> None:
+        click.echo(line, err=True)
+
+    bundle = train_recipe(
+        recipe,
+        data_root,
+        out,
+        device,
+        workers=workers,
+        address=address,
+        changes=parse_changes(changes),
+        smoke=smoke,
+        tell=tell,
+    )
     click.echo(bundle)
+
+
+def parse_changes(texts: Iterable[str]) -> dict[str, Any]:
+    """Return {"schedule": {"steps": 300}} of "schedule.steps=300"; values are YAML."""
+    import yaml
+
+    changes: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not all(name.split(".")):
+            raise UsageError(f"--set {text}: expected a key and its value, such as schedule.steps=300")
+        *above, last = name.split(".")
+        table = changes
+        for key in above:
+            table = table.setdefault(key, {})
+        table[last] = yaml.safe_load(value)
+    return changes

@@ -63,7 +63,7 @@ def name_table(what: str, values: Mapping[str, Mapping[str, Interval]]) -> str:
 
 def image_table(rows: Sequence[Row]) -> str:
     """Return a table of the main scores, one row per image."""
-    columns = [*_SHOWN, *(column for column in columns_of(rows) if column.startswith("dice_class_"))]
+    columns = [*_SHOWN, *(column for column in columns_of(rows) if "_class_" in column)]
     lines = [
         [row.name, row.group, f"{row.nuclei_true:,}", f"{row.nuclei_found:,}"]
         + [number(row.scores.get(column, float("nan"))) for column in columns]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from wsi_seg.api import Model, segment_image
 from wsi_seg.dataset import Item
 from wsi_seg.errors import SlideError, UsageError
 from wsi_seg.evaluation.labels import Prediction, check_predictions, read_prediction
+from wsi_seg.nets.heads import has_classes
 
 NEAR_UM = 3.0  # 12 px at 0.25 um/px, in which the literature gives it
 
@@ -45,8 +46,8 @@ METRICS = {
 class Row:
     """What was measured on one image.
 
-    scores: by column, see `METRICS`, and dice_class_1 ... where classes are compared; nan where one is undefined: of
-    nuclei where the annotation does not tell them apart, of areas where only one kind of pixel occurs.
+    scores: by column, see `METRICS`, and dice_class_1, f1_class_1 ... where classes are compared; nan where one is
+    undefined: of nuclei where the annotation does not tell them apart, of areas where only one kind of pixel occurs.
     histogram: (2, 256), see `metrics.probability_histogram`. hard: the prediction has labels only, which count as
     probabilities of 0 and 1; the curves then have one point, and the areas are what that point alone is worth.
     """
@@ -83,9 +84,9 @@ def evaluate(model: Model, items: Sequence[Item], seen: Seen | None = None) -> l
             nuclei = segment_image(rgb, model, item.mpp, measurements="none", probability=True)
         except SlideError as error:
             raise type(error)(item.image, error.reason) from None
-        return Prediction(nuclei.labels, nuclei.probability)
+        return Prediction(nuclei.labels, nuclei.probability, nuclei.types if has_classes(model.spec.head) else None)
 
-    return _score_all(predict, items, seen)
+    return _score_all(predict, items, seen, model.spec.class_values)
 
 
 def evaluate_labels(folder: str | Path, items: Sequence[Item], seen: Seen | None = None) -> list[Row]:
@@ -95,13 +96,18 @@ def evaluate_labels(folder: str | Path, items: Sequence[Item], seen: Seen | None
 
 
 def _score_all(
-    predict: Callable[[Item, npt.NDArray[np.uint8]], Prediction], items: Sequence[Item], seen: Seen | None
+    predict: Callable[[Item, npt.NDArray[np.uint8]], Prediction],
+    items: Sequence[Item],
+    seen: Seen | None,
+    class_values: Sequence[Sequence[int]] = (),
 ) -> list[Row]:
+    """Score the images; class_values: what the annotations call class 1, 2 ..., where they do not say 1, 2 ..."""
     if not items:
         raise UsageError("There are no images to evaluate")
     rows = []
     for item in items:
         rgb, truth, types = _read(item)
+        types = types if types is None or not class_values else classes_of(types, class_values)
         prediction = predict(item, rgb)
         rows.append(score(item, truth, types, prediction))
         if seen is not None:
@@ -124,14 +130,37 @@ def score(item: Item, truth: npt.NDArray[np.int32], types: npt.NDArray[np.uint8]
     if types is not None and prediction.types is not None:
         by_class = metrics.class_dice(types, prediction.types)
         scores |= {f"dice_class_{number}": value for number, value in by_class.items()}
+        if item.instances:
+            scores |= _detection_by_class(truth, types, prediction, by_class)
     true, those_found = (len(np.unique(labels[labels > 0])) for labels in (truth, found))
     return Row(item.name, item.group, item.source, item.mpp, true, those_found, scores, histogram, hard)
+
+
+def classes_of(types: npt.NDArray[np.uint8], class_values: Sequence[Sequence[int]]) -> npt.NDArray[np.uint8]:
+    """Return (H, W) classes 1..K of a dataset's types, 0 where they are of none."""
+    classes = np.zeros(256, np.uint8)
+    for number, values in enumerate(class_values, start=1):
+        classes[list(values)] = number
+    return classes[types]
+
+
+def _detection_by_class(
+    truth: npt.NDArray[np.int32], types: npt.NDArray[np.uint8], prediction: Prediction, classes: Iterable[int]
+) -> dict[str, float]:
+    """Return the F1 at IoU 0.5 of each class: only a nucleus that is found, and of the right class, counts."""
+    assert prediction.types is not None
+    return {
+        f"f1_class_{number}": metrics.detection(
+            np.where(types == number, truth, 0), np.where(prediction.types == number, prediction.labels, 0)
+        ).f1
+        for number in classes
+    }
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
     """Return the scores of all rows: those of `METRICS`, then the classes that occur."""
     extra = {name for row in rows for name in row.scores} - METRICS.keys()
-    return [*METRICS, *sorted(extra, key=lambda name: int(name.rsplit("_", 1)[1]))]
+    return [*METRICS, *sorted(extra, key=lambda name: (name.rsplit("_", 1)[0], int(name.rsplit("_", 1)[1])))]
 
 
 def title_of(column: str) -> str:

@@ -10,39 +10,48 @@ import yaml
 from safetensors.torch import save_file
 
 from wsi_seg.bundles import SPEC_FILE
-from wsi_seg.config import ModelSpec, Weights, check
+from wsi_seg.config import ModelSpec, Preprocessing, Weights, check
+from wsi_seg.errors import OutputError
 from wsi_seg.files import replacing
+from wsi_seg.nets import preprocessing_of
+from wsi_seg.stain.normaliser import read_target
+from wsi_seg.training.checkpoint import Progress
+from wsi_seg.training.log import CURVES_FILE, METRICS_FILE, read_table
 from wsi_seg.training.recipe import Recipe
 
 _WEIGHTS_FILE = "weights.safetensors"
 
 
-def write_bundle(recipe: Recipe, weights: dict[str, torch.Tensor], out: Path) -> Path:
+def write_bundle(recipe: Recipe, weights: dict[str, torch.Tensor], progress: Progress, out: Path) -> Path:
     """Write weights (half precision, batch-norm statistics in full), model.yaml and CARD.md into `out`; return it."""
     temporary = out / f".{_WEIGHTS_FILE}.tmp"
-    save_file({name: _stored(name, value) for name, value in weights.items()}, temporary)
-    temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
-    with temporary.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    spec = _spec(recipe, sha256)
-    temporary.rename(out / _WEIGHTS_FILE)
-    with replacing(out / SPEC_FILE) as file:
-        file.write(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
-    (out / "CARD.md").write_text(_card(recipe), encoding="utf-8")
+    try:
+        save_file({name: _stored(name, value) for name, value in weights.items()}, temporary)
+        temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
+        with temporary.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        temporary.rename(out / _WEIGHTS_FILE)
+        with replacing(out / SPEC_FILE) as file:
+            spec = spec_of(recipe, sha256).model_dump(mode="json", exclude_defaults=True)
+            file.write(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True).encode())
+        with replacing(out / "CARD.md") as file:
+            file.write(_card(recipe, progress, out).encode())
+    except (OSError, RuntimeError) as error:  # safetensors' own error is of the latter kind
+        raise OutputError(
+            f"{out}: the bundle cannot be written ({error}); the checkpoint is kept: make room and run it again"
+        ) from error
     return out
 
 
-def _stored(name: str, value: torch.Tensor) -> torch.Tensor:
-    value = value.detach().cpu().contiguous()
-    return value.half() if value.is_floating_point() and "running_" not in name else value
-
-
-def _spec(recipe: Recipe, sha256: str) -> ModelSpec:
+def spec_of(recipe: Recipe, sha256: str = "0" * 64) -> ModelSpec:
+    """Return what model.yaml will say of the recipe's network."""
+    network = recipe.network.model_dump(mode="json", exclude={"encoder_weights", "preprocessing"})
     values = {
         "name": recipe.name,
         "description": recipe.description,
-        "channels": ["nucleus", "distance"],
-        **recipe.network.model_dump(mode="json"),
+        **network,
+        "preprocessing": preprocessing_of_recipe(recipe).model_dump(),
+        "stain": None if recipe.stain_norm is None else read_target(recipe.stain_norm).model_dump(mode="json"),
         "weights": Weights(file=_WEIGHTS_FILE, sha256=sha256).model_dump(),
         "licence": recipe.licence,
         "training_data": [source.path for source in recipe.train],
@@ -50,20 +59,49 @@ def _spec(recipe: Recipe, sha256: str) -> ModelSpec:
     return check(ModelSpec, values, f"recipe {recipe.name}")
 
 
-def _card(recipe: Recipe) -> str:
-    schedule = recipe.schedule
+def preprocessing_of_recipe(recipe: Recipe) -> Preprocessing:
+    """Return the preprocessing that the recipe asks for, or else the encoder's own."""
+    make = recipe.network
+    return make.preprocessing or preprocessing_of(make.architecture, make.encoder)
+
+
+def _stored(name: str, value: torch.Tensor) -> torch.Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.half() if value.is_floating_point() and "running_" not in name else value
+
+
+def _card(recipe: Recipe, progress: Progress, out: Path) -> str:
+    """Tell how it was made and what was measured on the way."""
+    schedule, network = recipe.schedule, recipe.network
+    about = [
+        f"- Network: {network.architecture}{f' on {network.encoder}' if network.encoder else ''}, head {network.head}, "
+        f"{network.mpp:g} µm/px",
+        f"- Training data: {', '.join(source.path for source in recipe.train)}",
+        f"- Training: {progress.step} steps of {schedule.batch_size} crops of {schedule.crop_px} px"
+        + (f", from {recipe.init_from}" if recipe.init_from else ", from scratch"),
+        f"- Losses: {', '.join(f'{weight:g} x {name}' for name, weight in recipe.losses.weights.items())}",
+        f"- Licence: {recipe.licence}",
+    ]
     return "\n".join(
-        [
-            f"# {recipe.name}",
-            "",
-            recipe.description,
-            "",
-            f"- Network: {recipe.network.architecture}, {recipe.network.encoder}, {recipe.network.mpp} µm/px",
-            f"- Training data: {', '.join(source.path for source in recipe.train)}",
-            f"- Training: {schedule.steps} steps of {schedule.batch_size} crops of {schedule.crop_px} px"
-            + (f", from {recipe.init_from}" if recipe.init_from else ", from scratch"),
-            f"- Licence: {recipe.licence}",
-            "- Scores: not measured yet; `wsi-seg evaluate` does",
-            "",
-        ]
+        [f"# {recipe.name}", "", recipe.description, "", *about, "", *_measured(recipe, progress, out), ""]
     )
+
+
+def _measured(recipe: Recipe, progress: Progress, out: Path) -> list[str]:
+    rule = recipe.validation
+    rows = [row for row in read_table(out / METRICS_FILE) if row["step"] == progress.best_step]
+    if rule is None or not rows:
+        return ["Not scored yet: `wsi-seg evaluate` does that."]
+    scores = {
+        name: value for name, value in rows[0].items() if name not in ("step", "epoch", "loss") and value == value
+    }
+    return [
+        "Validation, on images that were not trained on (`split.csv`); the step with the best "
+        f"{rule.metric}, {progress.best_step}, was chosen by it, so it is rather too good:",
+        "",
+        "| " + " | ".join(scores) + " |",
+        "|" + " --- |" * len(scores),
+        "| " + " | ".join(f"{value:.3f}" for value in scores.values()) + " |",
+        "",
+        f"![curves]({CURVES_FILE})",
+    ]

@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from wsi_seg.errors import OutputError, ResumeError
 from wsi_seg.files import replacing
 
 FILE = "checkpoint.pt"
+Weights = dict[str, torch.Tensor]
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+@dataclass
+class Progress:
+    """How far a run is, and what validation has said.
+
+    step: steps that are done. best: the best score so far, at best_step. worse: epochs since then.
+    plateaus, flat: how often the score stopped getting better, and for how many epochs it has not now.
+    over: whether patience has ended it.
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    worse: int = 0
+    plateaus: int = 0
+    flat: int = 0
+    over: bool = False
+    best_weights: Weights | None = field(default=None, repr=False)
+
+    def judge(self, score: float, weights: Weights, wait: int, patience: int | None) -> None:
+        """Take in the score of an epoch."""
+        if self.best is None or score > self.best:
+            self.best, self.best_step, self.worse, self.flat = score, self.step, 0, 0
+            self.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
+            return
+        self.worse, self.flat = self.worse + 1, self.flat + 1
+        if self.flat >= wait:
+            self.plateaus, self.flat = self.plateaus + 1, 0
+        self.over = patience is not None and self.worse >= patience
+
+
+def save(path: Path, recipe: dict[str, Any], progress: Progress, learner: dict[str, Any]) -> None:
     """Write the state; a kill leaves the old checkpoint or the new one, never half."""
     try:
         with replacing(path) as file:
-            torch.save(state, file)
+            torch.save({"recipe": recipe, "progress": asdict(progress), "learner": learner}, file)
     except (OSError, RuntimeError) as error:  # torch raises the latter where the disk is full
         raise OutputError(
             f"{path}: the checkpoint cannot be written ({error}); the last one is kept: make room and run the same "
@@ -26,32 +57,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
         ) from error
 
 
-def load(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the state, None where there is none; ResumeError where it belongs to another recipe."""
+def load(path: Path, recipe: dict[str, Any] | None) -> tuple[Progress, dict[str, Any]] | None:
+    """Return the state, None where there is none; ResumeError where it belongs to another recipe than is given."""
     if not path.is_file():
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if state["recipe"] != recipe:
+    if recipe is not None and state["recipe"] != recipe:
         changed = sorted(key for key in recipe if state["recipe"].get(key) != recipe[key])
         raise ResumeError(
             f"{path}: belongs to another recipe (changed: {', '.join(changed)}); choose another --out, or remove it"
         )
-    return state
-
-
-class Average:
-    """Exponential moving average of a network's weights and buffers."""
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.values = {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Move towards the network; early on faster, so that the random start is forgotten."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in network.state_dict().items():
-            if value.is_floating_point():
-                self.values[name].lerp_(value, 1 - decay)
-            else:
-                self.values[name].copy_(value)
+    return Progress(**state["progress"]), state["learner"]

@@ -1,0 +1,60 @@
+"""wsi-seg tune"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from wsi_seg.cli.evaluate import chosen_items
+from wsi_seg.cli.options import DEVICE
+
+if TYPE_CHECKING:
+    from wsi_seg.evaluation.tuning import Trial
+
+
+@click.command()
+@click.option("--model", required=True, help="Name of a model, or the folder of a bundle.")
+@click.option("--data", required=True, metavar="DIR", help="Annotated images that the model was not trained on.")
+@click.option("--mpp", type=float, help="Micrometres per pixel, where DIR/items.csv does not give it.")
+@click.option("--metric", type=click.Choice(["pq", "aji", "f1_iou50", "dice"]), default="pq", show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Only the first N images.")
+@click.option("--write", is_flag=True, help="Put the best into the bundle's model.yaml; the bundle must be a folder.")
+@DEVICE
+@click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
+def tune(
+    model: str,
+    data: str,
+    mpp: float | None,
+    metric: str,
+    limit: int | None,
+    write: bool,
+    device: Literal["auto", "cpu", "cuda"],
+    verbose: bool,
+) -> None:
+    """Choose a model's thresholds on annotated images: probability, seed distance and smallest area.
+
+    Scores on the same images are too good afterwards; evaluate on others.
+    """
+    from wsi_seg.api import load_model
+    from wsi_seg.bundles import find_bundle, write_separation
+    from wsi_seg.evaluation import tuning
+
+    def tell(trial: Trial) -> None:
+        click.echo(_line(trial, metric), err=True)
+
+    items, bundle = chosen_items(data, mpp, limit), find_bundle(model)
+    trials = tuning.tune(load_model(model, device), items, metric, tell)
+    click.echo(f"before  {_line(trials[0], metric)}")
+    click.echo(f"best    {_line(trials[-1], metric)}")
+    if write:
+        click.echo(write_separation(Path(bundle.folder), trials[-1].separation))
+
+
+def _line(trial: Trial, metric: str) -> str:
+    values = trial.separation
+    return (
+        f"{metric} {trial.score:.4f}  probability {values.probability:g}  seed_distance {values.seed_distance:g}  "
+        f"min_area_um2 {values.min_area_um2:g}"
+    )

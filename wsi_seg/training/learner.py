@@ -1,0 +1,160 @@
+"""A network that learns: its averaged weights, its optimiser, and one step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from wsi_seg.architectures import dimensions_of
+from wsi_seg.bundles import find_bundle
+from wsi_seg.config import ModelSpec
+from wsi_seg.errors import WsiSegError
+from wsi_seg.inference import Device, choose_precision
+from wsi_seg.nets import build_network, encoder_parameters, load_weights
+from wsi_seg.nets.heads import has_classes, out_channels
+from wsi_seg.training.batch import Batch
+from wsi_seg.training.bundle import preprocessing_of_recipe
+from wsi_seg.training.losses import loss_parts, total
+from wsi_seg.training.recipe import Recipe
+from wsi_seg.training.schedule import frozen_at, rate_at
+from wsi_seg.training.workers import AlikeDraws, Team
+
+
+class Feed(Protocol):
+    """Where crops come from; each is a function of step and place alone."""
+
+    def batch(self, step: int, places: Sequence[int], device: torch.device) -> Batch: ...
+
+
+class Average:
+    """Exponential moving average of a network's weights and buffers."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Move towards the network; early on faster, so that the random start is forgotten."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                self.values[name].lerp_(value, 1 - decay)
+            else:
+                self.values[name].copy_(value)
+
+
+def make_network(recipe: Recipe, *, encoder_weights: bool = True) -> nn.Module:
+    """Build the recipe's network with random weights, and with those of its encoder where the recipe names them."""
+    make = recipe.network
+    return build_network(
+        make.architecture,
+        make.encoder,
+        out_channels(make.head, len(make.classes)),
+        make.options,
+        encoder_weights=make.encoder_weights if encoder_weights else None,
+    )
+
+
+def differs(spec: ModelSpec, recipe: Recipe) -> bool:
+    """Tell whether the channels of a bundle's head mean something else than those of the recipe's."""
+    own = recipe.network
+    return spec.head != own.head or (
+        has_classes(spec.head) and [c.name for c in spec.classes] != [c.name for c in own.classes]
+    )
+
+
+class Learner:
+    """A network, its averaged weights and its optimiser: all of it that a checkpoint holds.
+
+    anew: parameters that `init_from` had no weights for.
+    """
+
+    def __init__(self, recipe: Recipe, device: Device, team: Team) -> None:
+        torch.manual_seed(recipe.seed)
+        self._recipe, self._team, self._device = recipe, team, torch.device(device)
+        network = make_network(recipe)
+        self.anew: list[str] = []
+        if recipe.init_from is not None:
+            bundle = find_bundle(recipe.init_from)
+            self.anew = load_weights(network, bundle, remake_head=differs(bundle.spec, recipe))
+        volumes = dimensions_of(recipe.network.architecture) == 3
+        self._layout = torch.channels_last_3d if volumes else torch.channels_last
+        self._dtype = torch.float64 if recipe.schedule.precision == "fp64" else torch.float32
+        network = network.to(device=self._device, dtype=self._dtype)
+        network = network.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self.network = team.joined(network).train()
+        self._encoder = encoder_parameters(network) if recipe.schedule.freeze else []
+        schedule = recipe.schedule
+        self.average = Average(self.network, schedule.ema)
+        make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[schedule.optimiser]
+        self.optimiser = make(self.network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+        # in bf16 or in full precision: fp16 would need its loss scaled
+        self._bf16 = schedule.precision == "auto" and choose_precision(device) == "bf16"
+        preprocessing = preprocessing_of_recipe(recipe)
+        self._mean = torch.tensor(preprocessing.mean, dtype=self._dtype, device=self._device)
+        self._std = torch.tensor(preprocessing.std, dtype=self._dtype, device=self._device)
+
+    def step(self, step: int, feed: Feed, plateaus: int) -> dict[str, float]:
+        """Learn from the batch of one step; return its losses, "loss" being their weighted sum."""
+        schedule = self._recipe.schedule
+        self._set_rate(step, plateaus)
+        torch.manual_seed(self._recipe.seed * 1_000_003 + step)  # of what the network itself draws
+        self.optimiser.zero_grad(set_to_none=True)
+        means: dict[str, float] = {}
+        size = schedule.batch_size // schedule.accumulate
+        for portion in range(schedule.accumulate):
+            places = [portion * size + place for place in self._team.places(size)]
+            parts = self._losses(feed.batch(step, places, self._device))
+            loss = total(parts, self._recipe.losses)
+            (loss / schedule.accumulate).backward()  # type: ignore[no-untyped-call]
+            for name, value in {"loss": loss, **parts}.items():
+                means[name] = means.get(name, 0.0) + value.item() / schedule.accumulate
+        if not math.isfinite(means["loss"]):
+            raise WsiSegError(
+                f"the loss became {means['loss']} at step {step}; the last checkpoint is kept: lower "
+                "schedule.learning_rate or schedule.clip, and look at the images with wsi-seg augment --preview"
+            )
+        self._team.average_gradients(self.network.parameters())
+        if schedule.clip_value is not None:
+            nn.utils.clip_grad_value_(self.network.parameters(), schedule.clip_value)
+        if schedule.clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), schedule.clip)
+        self.optimiser.step()
+        self.average.update(self.network, step)
+        return means
+
+    def _set_rate(self, step: int, plateaus: int) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate_at(step, self._recipe.schedule, plateaus)
+        for parameter in self._encoder:
+            parameter.requires_grad_(not frozen_at(step, self._recipe.schedule))
+
+    def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        shape = (1, -1, *[1] * (batch.pixels.dim() - 2))
+        channels = batch.pixels.shape[1]  # of grey volumes the first of the three values counts
+        batch = batch.to(self._dtype)
+        pixels = (batch.pixels - self._mean[:channels].view(shape)) / self._std[:channels].view(shape)
+        pixels = pixels.contiguous(memory_format=self._layout)
+        with (
+            torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16),
+            AlikeDraws(self._team, len(pixels)),
+        ):
+            logits = self.network(pixels)
+        return loss_parts(logits, batch, self._recipe.network.head, self._recipe.losses, self._team.total)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.values,
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.average.values = {name: value.to(self._device) for name, value in state["average"].items()}
+        self.optimiser.load_state_dict(state["optimiser"])

@@ -1,0 +1,131 @@
+"""From the sources of a recipe to lists of annotated images: prepared, chosen, divided."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wsi_seg.architectures import dimensions_of
+from wsi_seg.dataset import Item, open_dataset
+from wsi_seg.errors import UsageError, suggest
+from wsi_seg.prepare import Facts, group_of, prepare
+from wsi_seg.splits import Member, by_fold, by_ratio, write_splits
+from wsi_seg.training.recipe import Recipe, Source
+from wsi_seg.volume_dataset import VolumeItem, open_pairs, open_volumes
+
+AnyItem = Item | VolumeItem
+Sources = list[tuple[list[AnyItem], float]]  # images or volumes, and the share of the crops that comes from them
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a recipe; no group of `train` is in `validation`."""
+
+    train: Sources
+    validation: list[AnyItem]
+
+
+def gather(recipe: Recipe, data_root: Path, prepared: Path) -> Data:
+    """Open all that is trained and validated on, and divide it. prepared: folder for datasets made on the way."""
+    volumes = dimensions_of(recipe.network.architecture) == 3
+    train = [(open_source(source, data_root, prepared, volumes), source.weight) for source in recipe.train]
+    rule = recipe.validation
+    if rule is None:
+        return Data(train, [])
+    if rule.sources:
+        held = [item for source in rule.sources for item in open_source(source, data_root, prepared, volumes)]
+    else:
+        members = _divided(recipe, [item for items, _ in train for item in items])
+        held_keys = {member.name for member in members if member.split == "valid"}
+        held = [item for items, _ in train for item in items if _key(item) in held_keys]
+        train = [([item for item in items if _key(item) not in held_keys], weight) for items, weight in train]
+        if not all(items for items, _ in train):
+            raise UsageError("validation: takes all images of a source of train; lower its share, or raise its folds")
+    return Data(train, held)
+
+
+def list_files(data: Data, path: Path) -> None:
+    """Write which image is in which split; UsageError where a group is in two."""
+    of_train = [item for items, _ in data.train for item in items]
+    members = [Member(_key(item), _group(item), "train") for item in of_train]
+    write_splits(path, members + [Member(_key(item), _group(item), "valid") for item in data.validation])
+
+
+def open_source(source: Source, data_root: Path, prepared: Path, volumes: bool) -> list[AnyItem]:
+    """Return the images, or the volumes, of one source that the recipe asks for."""
+    folder = data_root / source.path
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder; is --data-root right?")
+    if source.prepare is not None:
+        folder = _prepared(source, folder, prepared)
+    items = _opened(source, folder, volumes)
+    if source.group_from is not None:
+        items = [replace(item, group=group_of(item.name, source.group_from)) for item in items]
+    items = [replace(item, source=source.path) for item in items]
+    return _spread(_chosen(items, source), source.limit)
+
+
+def _opened(source: Source, folder: Path, volumes: bool) -> list[AnyItem]:
+    if not volumes:
+        return [*open_dataset(folder, source.mpp)]
+    if not source.pairs:
+        return [*open_volumes(folder, source.mpp)]
+    if source.mpp is None:
+        raise UsageError(f"{folder}: the mpp of its volumes is not known and not guessed; give it beside `pairs`")
+    return [*open_pairs(folder, source.pairs, source.mpp, source.spacing)]
+
+
+def _prepared(source: Source, folder: Path, prepared: Path) -> Path:
+    """Return the dataset made of a source in another form; made once for each way to make it."""
+    assert source.prepare is not None
+    settings = source.prepare.model_dump(mode="json")
+    told = json.dumps([str(folder.absolute()), settings, source.mpp], sort_keys=True)
+    out = prepared / f"{Path(source.path).name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    if not out.exists():
+        prepared.mkdir(parents=True, exist_ok=True)
+        options = source.prepare.options.model_copy(update={"mpp": source.prepare.options.mpp or source.mpp})
+        images, annotations = folder / source.prepare.images, folder / source.prepare.annotations
+        prepare(images, annotations, out, form=source.prepare.form, options=options, facts=Facts(source=source.path))
+    return out
+
+
+def _chosen(items: list[AnyItem], source: Source) -> list[AnyItem]:
+    known = {item.group for item in items}
+    for group in (*source.only, *source.without):
+        if group not in known:
+            raise UsageError(f"{source.path}: there is no group {group!r}{suggest(group, known)}")
+    kept = [i for i in items if (not source.only or i.group in source.only) and i.group not in source.without]
+    if not kept:
+        raise UsageError(f"{source.path}: `only` and `without` leave no image; leave at least one group")
+    return kept
+
+
+def _spread(items: list[AnyItem], limit: int | None) -> list[AnyItem]:
+    """Return at most `limit` items, evenly spread over the list."""
+    if limit is None or len(items) <= limit:
+        return items
+    return [items[k * len(items) // limit] for k in range(limit)]
+
+
+def _divided(recipe: Recipe, items: Sequence[AnyItem]) -> list[Member]:
+    rule, groups = recipe.validation, {_key(item): _group(item) for item in items}
+    assert rule is not None
+    if rule.share is not None:
+        return by_ratio(groups, {"train": 1 - rule.share, "valid": rule.share}, rule.seed)
+    return by_fold(groups, rule.folds or 2, rule.seed)[rule.fold]
+
+
+def _key(item: AnyItem) -> str:
+    return f"{item.source}/{item.name}"
+
+
+def _group(item: AnyItem) -> str:
+    return f"{item.source}/{item.group}"
+
+
+def spread_over(items: Sequence[AnyItem], limit: int, key: Callable[[AnyItem], str] = _group) -> list[AnyItem]:
+    """Return at most `limit` items, evenly spread over the groups."""
+    return _spread(sorted(items, key=key), limit)

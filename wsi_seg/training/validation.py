@@ -1,0 +1,95 @@
+"""After each epoch: how good are the averaged weights on images that were never trained on?"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from wsi_seg import metrics
+from wsi_seg.api import Model, segment_volume
+from wsi_seg.dataset import Item
+from wsi_seg.errors import UsageError
+from wsi_seg.evaluation.panels import draw_panel
+from wsi_seg.evaluation.scoring import Picture, evaluate
+from wsi_seg.inference import Device, Network, choose_precision
+from wsi_seg.training.bundle import spec_of
+from wsi_seg.training.learner import make_network
+from wsi_seg.training.recipe import Recipe
+from wsi_seg.training.sources import AnyItem, spread_over
+from wsi_seg.volume_dataset import VolumeItem
+
+SHOWN = ("aji", "pq", "f1_iou50", "dice", "iou", "dice_class")  # columns of metrics.csv
+
+
+class Judge:
+    """Scores weights exactly as `wsi-seg evaluate` scores the bundle that is made of them."""
+
+    def __init__(self, recipe: Recipe, items: Sequence[AnyItem], device: Device) -> None:
+        assert recipe.validation is not None
+        self._rule = recipe.validation
+        self._items = spread_over(items, self._rule.images)
+        self._network = make_network(recipe, encoder_weights=False).eval()
+        self._spec, self._device = spec_of(recipe), device
+
+    def __call__(self, weights: Mapping[str, torch.Tensor], strip: Path) -> dict[str, float]:
+        """Return the mean scores, and draw image, truth and prediction of the first images into `strip`."""
+        self._network.load_state_dict(dict(weights))
+        model = Model(self._spec, Network(self._spec, self._network, self._device, choose_precision(self._device)))
+        volumes = [item for item in self._items if isinstance(item, VolumeItem)]
+        scores = [score_volume(model, item) for item in volumes] or self._score_images(model, strip)
+        means = mean_scores(scores)
+        if not math.isfinite(means[self._rule.metric]):
+            defined = ", ".join(name for name, mean in means.items() if math.isfinite(mean))
+            raise UsageError(
+                f"validation.metric is {self._rule.metric}, which the annotations do not define; they do: {defined}"
+            )
+        return means
+
+    def _score_images(self, model: Model, strip: Path) -> list[dict[str, float]]:
+        pictures: list[Picture] = []
+
+        def seen(picture: Picture) -> None:
+            if len(pictures) < self._rule.shown:
+                pictures.append(picture)
+
+        rows = evaluate(model, [item for item in self._items if isinstance(item, Item)], seen)
+        if pictures:
+            _draw_strip(pictures, strip)
+        return [row.scores for row in rows]
+
+
+def score_volume(model: Model, item: VolumeItem) -> dict[str, float]:
+    """Return the scores of one volume that do not depend on its shape: those of overlap."""
+    found = segment_volume(item.read_volume(), model, item.mpp, spacing=item.spacing).labels
+    flat_truth, flat_found = (labels.reshape(len(labels), -1) for labels in (item.read_labels(), found))
+    scores = metrics.pixel_scores(flat_truth, flat_found)
+    return scores | metrics.instance_scores(flat_truth, flat_found) if item.instances else scores
+
+
+def mean_scores(scored: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the means over images of the scores that training shows; nan where the annotations do not tell."""
+    by_class = [{name: v for name, v in scores.items() if name.startswith("dice_class_")} for scores in scored]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a mean of nothing, which is nan
+        means = {name: float(np.nanmean([scores.get(name, np.nan) for scores in scored])) for name in SHOWN}
+        names = sorted({name for scores in by_class for name in scores})
+        each = [np.nanmean([scores.get(name, np.nan) for scores in by_class]) for name in names]
+        means["dice_class"] = float(np.nanmean(each)) if each else float("nan")
+    return means
+
+
+def _draw_strip(pictures: Sequence[Picture], path: Path) -> None:
+    panels = [draw_panel(picture) for picture in pictures]
+    page = Image.new("RGB", (max(p.width for p in panels), sum(p.height for p in panels)), "white")
+    top = 0
+    for panel in panels:
+        page.paste(panel, (0, top))
+        top += panel.height
+    path.parent.mkdir(exist_ok=True)
+    page.save(path)
