@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 import yaml
 from PIL import Image
+
+from wsi_seg.training.stages import train_recipe
 
 RecipeMaker = Callable[..., Path]
 SMALL: dict[str, Any] = {
@@ -31,6 +35,17 @@ SMALL: dict[str, Any] = {
     "augmentation": "nuclei",
     "schedule": {"steps": 8, "batch_size": 2, "crop_px": 64, "learning_rate": 0.003, "checkpoint_every": 2},
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small are several times slower in two threads that wait for each other than in one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # of programs that are started
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +94,19 @@ def make_recipe(tmp_path: Path) -> RecipeMaker:
         return path
 
     return make
+
+
+def train(path: Path, data_root: Path, out: Path, **settings: Any) -> list[str]:
+    """Train a recipe into `out`; return what was told."""
+    told: list[str] = []
+    train_recipe(path, data_root, out, "cpu", tell=told.append, **settings)
+    return told
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def weights_of(bundle: Path) -> str:

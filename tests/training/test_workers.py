@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +12,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.training.conftest import RecipeMaker
+from tests.training.conftest import RecipeMaker, table, train
 from wsi_seg.errors import UsageError
-from wsi_seg.training.stages import train_recipe
+from wsi_seg.training import loop
+from wsi_seg.training.recipe import read_plan
 from wsi_seg.training.workers import AlikeDraws, SharedBatchNorm, Team
 
 PROGRAM = [sys.executable, "-c", "from wsi_seg.cli import main; main()"]
 
 
 def curve(out: Path) -> list[float]:
-    with (out / "loss.csv").open(newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
+    return [float(row["loss"]) for row in table(out / "loss.csv")]
 
 
 def test_batch_norm_alone_is_torchs_own() -> None:
@@ -68,22 +67,21 @@ def test_two_workers_have_the_curve_of_one(make_recipe: RecipeMaker, discs_root:
 
     In single precision a deep network with batch norm makes 1e-7 of rounding a thousand times larger in one step.
     """
-    network = {"architecture": "effunetpp", "options": {}, "tile_px": 256}
-    settings = {"steps": 20, "batch_size": 4, "precision": "fp64", "learning_rate": 0.001}
+    network = {"architecture": "unet", "encoder": "efficientnet-b0", "options": {}, "tile_px": 96}
+    settings = {"steps": 12, "batch_size": 4, "precision": "fp64", "learning_rate": 0.001}
     rule = {"sources": [{"path": "other", "mpp": 0.25}], "images": 1, "shown": 0}
     path = make_recipe(network=network, schedule=settings, validation=rule)
-    alone = train_recipe(path, discs_root, tmp_path / "alone", "cpu", tell=lambda _: None)
+    train(path, discs_root, tmp_path / "alone")
     out = tmp_path / "two"
     command = [*PROGRAM, "train", str(path), "--data-root", str(discs_root), "--out", str(out), "--workers", "2"]
-    subprocess.run([*command, "--device", "cpu"], check=True, capture_output=True)
-    assert curve(out) == pytest.approx(curve(alone), abs=2e-5)  # what the table is rounded to
+    done = subprocess.run([*command, "--device", "cpu"], check=True, capture_output=True, text=True)
+    assert curve(out) == pytest.approx(curve(tmp_path / "alone"), abs=2e-5)  # what the table is rounded to
     assert len(curve(out)) == 2
+    assert done.stdout == f"{out}\n"
+    assert done.stderr.count("step 12 of 12") == 1
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
-    from wsi_seg.training.loop import train
-    from wsi_seg.training.recipe import read_plan
-
     recipe = read_plan(make_recipe(schedule={"batch_size": 3})).stages[0]
     with pytest.raises(UsageError, match="2 workers cannot share a batch of 3 crops evenly"):
-        train(recipe, discs_root, tmp_path / "model", team=Team(0, 2))
+        loop.train(recipe, discs_root, tmp_path / "model", team=Team(0, 2))

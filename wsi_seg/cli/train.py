@@ -81,7 +81,13 @@ def parse_changes(texts: Iterable[str]) -> dict[str, Any]:
             raise UsageError(f"--set {text}: expected a key and its value, such as schedule.steps=300")
         *above, last = name.split(".")
         table = changes
-        for key in above:
-            table = table.setdefault(key, {})
-        table[last] = yaml.safe_load(value)
+        try:
+            for key in above:
+                table = table.setdefault(key, {})
+            table[last] = yaml.safe_load(value)
+        except (yaml.YAMLError, AttributeError, TypeError):
+            raise UsageError(
+                f"--set {text}: expected a value in YAML, such as 300 or {{preset: nuclei}}, and a key below no other "
+                "that is set"
+            ) from None
     return changes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -38,18 +38,24 @@ def tune(
     Scores on the same images are too good afterwards; evaluate on others.
     """
     from wsi_seg.api import load_model
-    from wsi_seg.bundles import find_bundle, write_separation
+    from wsi_seg.bundles import find_bundle, shipped_names, write_separation
+    from wsi_seg.errors import OutputError
     from wsi_seg.evaluation import tuning
+    from wsi_seg.evaluation.summary import seen_in_training
 
     def tell(trial: Trial) -> None:
         click.echo(_line(trial, metric), err=True)
 
     items, bundle = chosen_items(data, mpp, limit), find_bundle(model)
-    trials = tuning.tune(load_model(model, device), items, metric, tell)
-    click.echo(f"before  {_line(trials[0], metric)}")
-    click.echo(f"best    {_line(trials[-1], metric)}")
+    if write and (model in shipped_names() or not os.access(bundle.folder, os.W_OK)):
+        raise OutputError(f"--write: {model} is not a folder that may be changed; give the folder of a copy")
+    for warning in seen_in_training(items, bundle.spec):
+        click.echo(f"warning: {warning}", err=True)
+    before, best = tuning.tune(load_model(model, device), items, metric, tell)
+    click.echo(f"before  {_line(before, metric)}")
+    click.echo(f"best    {_line(best, metric)}")
     if write:
-        click.echo(write_separation(Path(bundle.folder), trials[-1].separation))
+        click.echo(write_separation(bundle.folder, best.separation))
 
 
 def _line(trial: Trial, metric: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from wsi_seg.api import Model
 from wsi_seg.config import ModelSpec, Separation
 from wsi_seg.dataset import Item
+from wsi_seg.errors import UsageError
 from wsi_seg.evaluation.scoring import evaluate
 from wsi_seg.inference import Network
 from wsi_seg.records import UInt8Array
@@ -50,10 +51,11 @@ class _Remembering(Network):
 
 def tune(
     model: Model, items: Sequence[Item], metric: str = "pq", tell: Callable[[Trial], None] = lambda trial: None
-) -> list[Trial]:
-    """Return all that was tried, the best last: one threshold at a time is changed, until none gets better.
+) -> tuple[Trial, Trial]:
+    """Return how it was and the best: one threshold at a time is changed, until none gets better.
 
     metric: a column of `scoring.METRICS`; its mean over the images decides. tell: is given each trial.
+    Raises UsageError where the annotations do not define the metric.
     """
     known: dict[bytes, UInt8Array] = {}
     tried: dict[Separation, Trial] = {}
@@ -62,17 +64,19 @@ def tune(
         if separation not in tried:
             spec = model.spec.model_copy(update={"separation": separation})
             rows = evaluate(replace(model, spec=spec, network=_Remembering(model.network, spec, known)), items)
-            mean = float(np.nanmean([row.scores[metric] for row in rows]))
-            tried[separation] = Trial(separation, mean)
+            scores = [row.scores[metric] for row in rows if np.isfinite(row.scores[metric])]
+            if not scores:
+                raise UsageError(f"{metric} is not defined by these annotations; choose another metric, such as dice")
+            tried[separation] = Trial(separation, float(np.mean(scores)))
             tell(tried[separation])
         return tried[separation]
 
-    best = attempt(model.spec.separation)
+    before = best = attempt(model.spec.separation)
     for _ in range(_ROUNDS):
-        before = best
+        last = best
         for name, values in CHOICES.items():
             choices = [attempt(best.separation.model_copy(update={name: value})) for value in values]
             best = max([best, *choices], key=lambda trial: trial.score)
-        if best == before:
+        if best == last:
             break
-    return [*(trial for trial in tried.values() if trial is not best), best]
+    return before, best

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import yaml
 from safetensors.torch import save_file
 
-from wsi_seg.bundles import SPEC_FILE
+from wsi_seg.bundles import SPEC_FILE, find_bundle, read_bundle
 from wsi_seg.config import ModelSpec, Preprocessing, Weights, check
-from wsi_seg.errors import OutputError
+from wsi_seg.errors import ModelError, OutputError
 from wsi_seg.files import replacing
 from wsi_seg.nets import preprocessing_of
 from wsi_seg.stain.normaliser import read_target
@@ -31,9 +32,7 @@ def write_bundle(recipe: Recipe, weights: dict[str, torch.Tensor], progress: Pro
         with temporary.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         temporary.rename(out / _WEIGHTS_FILE)
-        with replacing(out / SPEC_FILE) as file:
-            spec = spec_of(recipe, sha256).model_dump(mode="json", exclude_defaults=True)
-            file.write(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True).encode())
+        write_spec(spec_of(recipe, sha256), out)
         with replacing(out / "CARD.md") as file:
             file.write(_card(recipe, progress, out).encode())
     except (OSError, RuntimeError) as error:  # safetensors' own error is of the latter kind
@@ -43,9 +42,21 @@ def write_bundle(recipe: Recipe, weights: dict[str, torch.Tensor], progress: Pro
     return out
 
 
+def write_spec(spec: ModelSpec, out: Path) -> None:
+    """Write model.yaml; thresholds and scores that it already has for the very same weights stay. Raises OSError."""
+    with suppress(ModelError):  # there is none yet
+        old = read_bundle(out).spec
+        if old.weights.sha256 == spec.weights.sha256:
+            spec = spec.model_copy(update={"separation": old.separation, "scores": old.scores})
+    with replacing(out / SPEC_FILE) as file:
+        values = spec.model_dump(mode="json", exclude_defaults=True)
+        file.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+
+
 def spec_of(recipe: Recipe, sha256: str = "0" * 64) -> ModelSpec:
     """Return what model.yaml will say of the recipe's network."""
     network = recipe.network.model_dump(mode="json", exclude={"encoder_weights", "preprocessing"})
+    before = () if recipe.init_from is None else find_bundle(recipe.init_from).spec.training_data
     values = {
         "name": recipe.name,
         "description": recipe.description,
@@ -54,7 +65,7 @@ def spec_of(recipe: Recipe, sha256: str = "0" * 64) -> ModelSpec:
         "stain": None if recipe.stain_norm is None else read_target(recipe.stain_norm).model_dump(mode="json"),
         "weights": Weights(file=_WEIGHTS_FILE, sha256=sha256).model_dump(),
         "licence": recipe.licence,
-        "training_data": [source.path for source in recipe.train],
+        "training_data": list(dict.fromkeys([*before, *(source.path for source in recipe.train)])),
     }
     return check(ModelSpec, values, f"recipe {recipe.name}")
 
@@ -78,7 +89,7 @@ def _card(recipe: Recipe, progress: Progress, out: Path) -> str:
         f"{network.mpp:g} µm/px",
         f"- Training data: {', '.join(source.path for source in recipe.train)}",
         f"- Training: {progress.step} steps of {schedule.batch_size} crops of {schedule.crop_px} px"
-        + (f", from {recipe.init_from}" if recipe.init_from else ", from scratch"),
+        + (f", from {Path(recipe.init_from).name}" if recipe.init_from else ", from scratch"),
         f"- Losses: {', '.join(f'{weight:g} x {name}' for name, weight in recipe.losses.weights.items())}",
         f"- Licence: {recipe.licence}",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ class Progress:
     over: bool = False
     best_weights: Weights | None = field(default=None, repr=False)
 
+    def is_over(self, steps: int) -> bool:
+        """Tell whether nothing is left to be done of so many steps."""
+        return self.over or self.step >= steps
+
     def judge(self, score: float, weights: Weights, wait: int, patience: int | None) -> None:
         """Take in the score of an epoch."""
         if self.best is None or score > self.best:
@@ -45,11 +50,11 @@ class Progress:
         self.over = patience is not None and self.worse >= patience
 
 
-def save(path: Path, recipe: dict[str, Any], progress: Progress, learner: dict[str, Any]) -> None:
-    """Write the state; a kill leaves the old checkpoint or the new one, never half."""
+def save(path: Path, identity: dict[str, Any], progress: Progress, learner: dict[str, Any]) -> None:
+    """Write the state; a kill leaves the old checkpoint or the new one, never half. identity: see `identity_of`."""
     try:
         with replacing(path) as file:
-            torch.save({"recipe": recipe, "progress": asdict(progress), "learner": learner}, file)
+            torch.save({"recipe": identity, "progress": asdict(progress), "learner": learner}, file)
     except (OSError, RuntimeError) as error:  # torch raises the latter where the disk is full
         raise OutputError(
             f"{path}: the checkpoint cannot be written ({error}); the last one is kept: make room and run the same "
@@ -57,14 +62,21 @@ def save(path: Path, recipe: dict[str, Any], progress: Progress, learner: dict[s
         ) from error
 
 
-def load(path: Path, recipe: dict[str, Any] | None) -> tuple[Progress, dict[str, Any]] | None:
-    """Return the state, None where there is none; ResumeError where it belongs to another recipe than is given."""
+def load(path: Path, identity: dict[str, Any] | None) -> tuple[Progress, dict[str, Any]] | None:
+    """Return the state, None where there is none; ResumeError where it belongs to another run than the one given."""
     if not path.is_file():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if recipe is not None and state["recipe"] != recipe:
-        changed = sorted(key for key in recipe if state["recipe"].get(key) != recipe[key])
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        of, progress, learner = state["recipe"], Progress(**state["progress"]), state["learner"]
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ResumeError(f"{path}: is no checkpoint ({reason}); remove it to begin anew") from None
+    # what an older version has not written down cannot be compared
+    changed = sorted(key for key, value in (identity or {}).items() if key in of and of[key] != value)
+    if changed:
         raise ResumeError(
-            f"{path}: belongs to another recipe (changed: {', '.join(changed)}); choose another --out, or remove it"
+            f"{path}: belongs to another recipe, or other data (changed: {', '.join(changed)}); choose another --out, "
+            "or remove it"
         )
-    return Progress(**state["progress"]), state["learner"]
+    return progress, learner

@@ -114,16 +114,12 @@ class Learner:
             (loss / schedule.accumulate).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": loss, **parts}.items():
                 means[name] = means.get(name, 0.0) + value.item() / schedule.accumulate
-        if not math.isfinite(means["loss"]):
-            raise WsiSegError(
-                f"the loss became {means['loss']} at step {step}; the last checkpoint is kept: lower "
-                "schedule.learning_rate or schedule.clip, and look at the images with wsi-seg augment --preview"
-            )
+        _expect_number(means["loss"], "loss", step)
         self._team.average_gradients(self.network.parameters())
         if schedule.clip_value is not None:
             nn.utils.clip_grad_value_(self.network.parameters(), schedule.clip_value)
-        if schedule.clip is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), schedule.clip)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), schedule.clip or math.inf)
+        _expect_number(norm.item(), "gradient", step)
         self.optimiser.step()
         self.average.update(self.network, step)
         return means
@@ -158,3 +154,13 @@ class Learner:
         self.network.load_state_dict(state["network"])
         self.average.values = {name: value.to(self._device) for name, value in state["average"].items()}
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+def _expect_number(value: float, what: str, step: int) -> None:
+    """Raise WsiSegError before weights, and with them checkpoints, are spoilt."""
+    if not math.isfinite(value):
+        raise WsiSegError(
+            f"the {what} became {value} at step {step}; the last checkpoint is kept: train into another --out "
+            "with a lower schedule.learning_rate or schedule.clip, or a longer schedule.warm_up, and look at the "
+            "images with wsi-seg augment --preview"
+        )

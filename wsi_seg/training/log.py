@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from wsi_seg.errors import OutputError
+from wsi_seg.files import replacing
 
 LOSS_FILE, METRICS_FILE, CURVES_FILE = "loss.csv", "metrics.csv", "curves.png"
 LOG_EVERY = 10  # steps
 
 
 class Journal:
-    """Writes down losses and scores, and tells of them. Workers that do not lead have none.
+    """Writes down losses and scores, and tells of them; the worker that leads does it for all.
 
-    losses, scores: names of what is measured. begin: the step that the run goes on from, of `steps`.
+    losses, scores: names of what is measured. steps: how many there are to be.
     """
 
     def __init__(
-        self,
-        out: Path,
-        losses: Sequence[str],
-        scores: Sequence[str],
-        begin: int,
-        steps: int,
-        tell: Callable[[str], None],
+        self, out: Path, losses: Sequence[str], scores: Sequence[str], steps: int, tell: Callable[[str], None]
     ) -> None:
         self._out, self._steps, self._tell = out, steps, tell
-        self._losses = Table(out / LOSS_FILE, ("step", "rate", "loss", *losses, "seconds"), begin)
-        self._scores = Table(out / METRICS_FILE, ("step", "epoch", "loss", *scores), begin)
+        self._losses = Table(out / LOSS_FILE, ("step", "rate", "loss", *losses, "seconds"))
+        self._scores = Table(out / METRICS_FILE, ("step", "epoch", "loss", *scores))
         self._blank = dict.fromkeys(scores, math.nan)
         self._clock = time.perf_counter()
+
+    def begin(self, step: int) -> None:
+        """Drop what was written of steps after this one, which are done again after a kill."""
+        self._losses.keep_until(step)
+        self._scores.keep_until(step)
 
     def step(self, done: int, rate: float, means: Mapping[str, float]) -> None:
         if done % LOG_EVERY == 0 or done == self._steps:
@@ -47,23 +51,38 @@ class Journal:
 
 
 class Table:
-    """A CSV file of numbers that grows by rows. The first column is the step.
+    """A CSV file of numbers that grows by rows. The first column is the step."""
 
-    Rows of steps after `begin`, which are done again after a kill, are dropped first.
-    """
-
-    def __init__(self, path: Path, columns: Sequence[str], begin: int) -> None:
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self._path, self._columns = path, tuple(columns)
-        kept = [row for row in read_table(path) if row.keys() == set(columns) and row["step"] <= begin]
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(self._columns)
-        for row in kept:
-            self.add(row)
+
+    def keep_until(self, step: int) -> None:
+        """Begin the file, with the rows that it has up to this step."""
+        blank, text = dict.fromkeys(self._columns, math.nan), io.StringIO()
+        with writing(self._path):
+            kept = [{**blank, **row} for row in read_table(self._path) if row.get("step", math.inf) <= step]
+            csv.writer(text, lineterminator="\n").writerows([self._columns, *map(self._cells, kept)])
+            with replacing(self._path) as file:
+                file.write(text.getvalue().encode())
 
     def add(self, row: Mapping[str, float]) -> None:
-        cells = [f"{row[column]:.6g}" if math.isfinite(row[column]) else "" for column in self._columns]
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(cells)
+        with writing(self._path), self._path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerow(self._cells(row))
+
+    def _cells(self, row: Mapping[str, float]) -> list[str]:
+        return [f"{row[column]:.6g}" if math.isfinite(row[column]) else "" for column in self._columns]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's error into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); the last checkpoint is kept: make room and run "
+            "the same command again"
+        ) from None
 
 
 def read_table(path: Path) -> list[dict[str, float]]:
@@ -100,7 +119,8 @@ def draw_curves(folder: Path) -> None:
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    figure.savefig(folder / CURVES_FILE, dpi=110)
+    with writing(folder / CURVES_FILE):
+        figure.savefig(folder / CURVES_FILE, dpi=110)
 
 
 def _columns(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:

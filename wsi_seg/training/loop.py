@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.inference import Device
 from wsi_seg.process import prepare_for_computing
+from wsi_seg.splits import write_splits
 from wsi_seg.training import checkpoint
 from wsi_seg.training.bundle import write_bundle
 from wsi_seg.training.feeds import make_feed
+from wsi_seg.training.identity import identity_of
 from wsi_seg.training.learner import Learner
 from wsi_seg.training.log import Journal
 from wsi_seg.training.recipe import Recipe
 from wsi_seg.training.schedule import rate_at
-from wsi_seg.training.sources import gather, list_files
+from wsi_seg.training.sources import gather, members
 from wsi_seg.training.validation import SHOWN, Judge
 from wsi_seg.training.workers import Team
 
@@ -32,54 +34,63 @@ def train(
     device: Device = "cpu",
     tell: Tell = print,
     team: Team = ALONE,
-    prepared: Path | None = None,
+    run: Path | None = None,
 ) -> Path:
     """Train as the recipe says and write the bundle `out`; return it.
 
-    Killed at any moment and called again it goes on from the last checkpoint, to the same weights. A file `out/stop`
+    Killed at any moment and called again it goes on from the last checkpoint, to the same weights. A file `run/stop`
     ends it after the step it is at, with a checkpoint and a bundle of what was reached.
 
-    team: this worker and the others, who all call this. prepared: folder for datasets made on the way.
+    team: this worker and the others, who all call this. run: folder of the whole run, of which this may be a stage;
+    datasets that are made on the way are in it.
     """
     prepare_for_computing()
-    check_portions(recipe, team)
-    schedule, identity = recipe.schedule, recipe.model_dump(mode="json")
+    check_portions(recipe, team.size)
     make_folder(out)
-    data = team.lead(lambda: gather(recipe, data_root, prepared or out / "data"))
-    team.lead(lambda: list_files(data, out / "split.csv"))
-    feed = make_feed(recipe, data.train)
-    judge = Judge(recipe, data.validation, device) if recipe.validation and team.leads else None
+    run, schedule, path = run or out, recipe.schedule, out / checkpoint.FILE
+    data = team.lead(lambda: gather(recipe, data_root, run / "data"))
+    identity = team.lead(lambda: identity_of(recipe, data))
+    progress, state = checkpoint.load(path, identity) or (checkpoint.Progress(), None)
+    team.lead(lambda: write_splits(out / "split.csv", members(data)))
+    if state is not None and progress.is_over(schedule.steps):
+        tell(f"was trained before, to step {progress.step}")
+        return team.lead(lambda: write_bundle(recipe, progress.best_weights or state["average"], progress, out))
 
-    learner, progress = Learner(recipe, device, team), checkpoint.Progress()
-    if learner.anew:
-        tell(f"made anew, since {recipe.init_from} has another head: {', '.join(learner.anew)}")
-    if found := checkpoint.load(out / checkpoint.FILE, identity):
-        progress, state = found
+    learner = Learner(recipe, device, team)
+    if state is not None:
         learner.restore(state)
         tell(f"continuing at step {progress.step} of {schedule.steps}")
-    names = tuple(recipe.losses.weights)
-    journal = Journal(out, names, SHOWN, progress.step, schedule.steps, tell) if team.leads else None
+    elif learner.anew:
+        tell(f"made anew, since {recipe.init_from} has another head: {', '.join(learner.anew)}")
+    feed = make_feed(recipe, data.train)
+    judge = Judge(recipe, data.validation, device) if recipe.validation and team.leads else None
+    journal = Journal(out, tuple(recipe.losses.weights), SHOWN, schedule.steps, tell)
+    team.lead(lambda: journal.begin(progress.step))
 
-    while progress.step < schedule.steps and not progress.over:
+    while not progress.is_over(schedule.steps):
         rate = rate_at(progress.step, schedule, progress.plateaus)
         means = learner.step(progress.step, feed, progress.plateaus)
         progress.step += 1
-        if journal is not None:
-            journal.step(progress.step, rate, means)
+        stopping = team.lead(partial(_note, journal, progress.step, rate, means, run / STOP_FILE))
         epoch_ends = progress.step % schedule.epoch_steps == 0 or progress.step == schedule.steps
         if epoch_ends:
             _end_epoch(recipe, learner, progress, means["loss"], team, judge, journal, out)
-        stopping = team.lead((out / STOP_FILE).exists)
         if epoch_ends or stopping or progress.step % schedule.checkpoint_every == 0:
-            team.lead(partial(checkpoint.save, out / checkpoint.FILE, identity, progress, learner.state()))
+            team.lead(partial(checkpoint.save, path, identity, progress, learner.state()))
         if stopping:
-            tell(f"stopped by {out / STOP_FILE} at step {progress.step}")
+            tell(f"stopped by {run / STOP_FILE} at step {progress.step}; without that file the same command goes on")
             break
 
     if progress.over:
         tell(f"ended at step {progress.step}: nothing was better than step {progress.best_step}")
     weights = progress.best_weights or learner.average.values
     return team.lead(partial(write_bundle, recipe, weights, progress, out))
+
+
+def _note(journal: Journal, step: int, rate: float, means: Mapping[str, float], stop: Path) -> bool:
+    """Write a step down; return whether it is to be the last for now."""
+    journal.step(step, rate, means)
+    return stop.exists()
 
 
 def _end_epoch(
@@ -89,18 +100,20 @@ def _end_epoch(
     loss: float,
     team: Team,
     judge: Judge | None,
-    journal: Journal | None,
+    journal: Journal,
     out: Path,
 ) -> None:
     """Validate, and note what came of it."""
     epoch, rule = -(-progress.step // recipe.schedule.epoch_steps), recipe.validation
-    scores: dict[str, float] = {}
-    if rule is not None:
-        strip = out / "epochs" / f"{epoch:04d}.png"
-        scores = team.lead(lambda: judge(learner.average.values, strip) if judge else {})
-        progress.judge(scores[rule.metric], learner.average.values, recipe.schedule.wait, rule.patience)
-    if journal is not None:
+
+    def scored() -> dict[str, float]:
+        scores = judge(learner.average.values, out / "epochs" / f"{epoch:04d}.png") if judge else {}
         journal.epoch(progress.step, epoch, loss, scores)
+        return scores
+
+    scores = team.lead(scored)
+    if rule is not None:
+        progress.judge(scores[rule.metric], learner.average.values, recipe.schedule.wait, rule.patience)
 
 
 def make_folder(out: Path) -> None:
@@ -111,11 +124,11 @@ def make_folder(out: Path) -> None:
         raise OutputError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from None
 
 
-def check_portions(recipe: Recipe, team: Team) -> None:
+def check_portions(recipe: Recipe, workers: int) -> None:
     """Raise UsageError unless the batch divides evenly."""
     portion = recipe.schedule.batch_size // recipe.schedule.accumulate
-    if portion % team.size:
+    if portion % workers:
         raise UsageError(
-            f"{team.size} workers cannot share a batch of {portion} crops evenly; choose another number of workers, or "
+            f"{workers} workers cannot share a batch of {portion} crops evenly; choose another number of workers, or "
             "change schedule.batch_size"
         )

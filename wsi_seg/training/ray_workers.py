@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,18 @@ _RESTARTS = 3  # of a run whose worker or node was lost; each goes on from the l
 
 
 def train_with_ray(
-    recipe: Recipe, data_root: Path, out: Path, prepared: Path, workers: int, address: str | None, device: Device
+    recipe: Recipe, data_root: Path, out: Path, run: Path, workers: int, address: str | None, device: Device
 ) -> Path:
     """Train with so many workers, a GPU each with CUDA, else a share of the cores; return the bundle `out`.
 
     The folders must be seen under the same names by all nodes.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    owns_ray = start_ray(address, log_to_driver=True)  # first, since it sets what Ray reads when it is imported
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    owns_ray = start_ray(address, log_to_driver=True)
     try:
         logging.getLogger("ray.train").setLevel(logging.WARNING)
         cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
@@ -39,7 +40,7 @@ def train_with_ray(
         folders = {
             "data_root": str(data_root.absolute()),
             "out": str(out.absolute()),
-            "prepared": str(prepared.absolute()),
+            "run": str(run.absolute()),
         }
         trainer = TorchTrainer(
             _work,  # type: ignore[arg-type]
@@ -82,10 +83,16 @@ def _work(config: dict[str, Any]) -> WsiSegError | None:
             Path(config["data_root"]),
             Path(config["out"]),
             config["device"],
-            lambda line: print(line, flush=True) if team.leads else None,
+            _tell if team.leads else lambda _: None,
             team,
-            Path(config["prepared"]),
+            Path(config["run"]),
         )
     except WsiSegError as error:
         return error
     return None
+
+
+def _tell(line: str) -> None:
+    """Say it once; what goes through `print` Ray Train says twice."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

@@ -244,7 +244,7 @@ class Recipe(Strict):
         return self.loss or _USUAL[self.network.head]
 
 
-_FOLDERS = ("data", "test", "epochs")  # of a run's output, so not for stages
+_FOLDERS = ("data", "test", "epochs", "stop")  # of a run's output, so not for stages
 
 
 class Plan(Strict):
@@ -254,22 +254,31 @@ class Plan(Strict):
     stages: tuple[Recipe, ...]
     result: Literal["last", "best"] = "last"
 
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        metrics = {recipe.validation and recipe.validation.metric for recipe in self.stages}
+        if self.result == "best" and (None in metrics or len(metrics) > 1):
+            raise ValueError("result: best compares the validation of the stages, so all need it, with the same metric")
+        return self
+
 
 def read_plan(path: Path, changes: Mapping[str, Any] | None = None) -> Plan:
     """Read and check a recipe. `stages` is a list of what differs in each; without it there is one stage.
 
-    changes: replace keys, as a stage does, in all of them.
+    changes: replace keys, and those that stages have too in all of them.
     """
+    changes = dict(changes or {})
     values = read_yaml(path)
+    values |= {key: changes.pop(key) for key in ("name", "result", "stages") if key in changes}
     result, stages = values.pop("result", "last"), values.pop("stages", None)
     if stages is None:
         stages = [{"name": values.get("name")}]
-    if not isinstance(stages, list) or not all(isinstance(stage, dict) and "name" in stage for stage in stages):
+    if not (stages and isinstance(stages, list) and all(isinstance(own, dict) and "name" in own for own in stages)):
         raise UsageError(f"{path}: stages: expected a list of stages, each with a name and what differs in it")
     recipes = []
     for stage in stages:
         where = f"{path}" if len(stages) == 1 else f"{path}: stage {stage['name']}"
-        recipes.append(check(Recipe, merged(merged(values, stage), changes or {}), where))
+        recipes.append(check(Recipe, merged(merged(values, stage), changes), where))
         check_sizes(recipes[-1], where)
     names = [recipe.name for recipe in recipes]
     if len({*names, *_FOLDERS}) < len(names) + len(_FOLDERS):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsi_seg.architectures import dimensions_of
+from wsi_seg.config import Head
 from wsi_seg.dataset import Item, open_dataset
 from wsi_seg.errors import UsageError, suggest
+from wsi_seg.nets.heads import has_classes
 from wsi_seg.prepare import Facts, group_of, prepare
-from wsi_seg.splits import Member, by_fold, by_ratio, write_splits
-from wsi_seg.training.recipe import Recipe, Source
+from wsi_seg.splits import Member, by_fold, by_ratio, check
+from wsi_seg.training.recipe import Recipe, Source, Validation
 from wsi_seg.volume_dataset import VolumeItem, open_pairs, open_volumes
 
 AnyItem = Item | VolumeItem
@@ -22,36 +25,73 @@ Sources = list[tuple[list[AnyItem], float]]  # images or volumes, and the share 
 
 @dataclass(frozen=True)
 class Data:
-    """The images of a recipe; no group of `train` is in `validation`."""
+    """The images of a recipe; what is trained on, validated on and tested on has no group in common."""
 
     train: Sources
     validation: list[AnyItem]
+    test: list[AnyItem]
+
+    @property
+    def learned(self) -> list[AnyItem]:
+        """All images that weights are made from."""
+        return [item for items, _ in self.train for item in items]
 
 
 def gather(recipe: Recipe, data_root: Path, prepared: Path) -> Data:
-    """Open all that is trained and validated on, and divide it. prepared: folder for datasets made on the way."""
+    """Open all images of a recipe, and divide them. prepared: folder for datasets made on the way."""
     volumes = dimensions_of(recipe.network.architecture) == 3
-    train = [(open_source(source, data_root, prepared, volumes), source.weight) for source in recipe.train]
-    rule = recipe.validation
-    if rule is None:
-        return Data(train, [])
-    if rule.sources:
-        held = [item for source in rule.sources for item in open_source(source, data_root, prepared, volumes)]
-    else:
-        members = _divided(recipe, [item for items, _ in train for item in items])
-        held_keys = {member.name for member in members if member.split == "valid"}
+
+    def opened(sources: Sequence[Source]) -> list[AnyItem]:
+        return [item for source in sources for item in open_source(source, data_root, prepared, volumes)]
+
+    train = [(opened([source]), source.weight) for source in recipe.train]
+    rule, held = recipe.validation, []
+    if rule is not None and rule.sources:
+        held = opened(rule.sources)
+    elif rule is not None:
+        divided = _divided(recipe, [item for items, _ in train for item in items])
+        held_keys = {member.name for member in divided if member.split == "valid"}
         held = [item for items, _ in train for item in items if _key(item) in held_keys]
         train = [([item for item in items if _key(item) not in held_keys], weight) for items, weight in train]
         if not all(items for items, _ in train):
             raise UsageError("validation: takes all images of a source of train; lower its share, or raise its folds")
-    return Data(train, held)
+    if rule is not None:
+        _check_metric(rule, recipe.network.head, spread_over(held, rule.images))
+    data = Data(train, held, opened(recipe.test))
+    check(members(data))
+    return data
 
 
-def list_files(data: Data, path: Path) -> None:
-    """Write which image is in which split; UsageError where a group is in two."""
-    of_train = [item for items, _ in data.train for item in items]
-    members = [Member(_key(item), _group(item), "train") for item in of_train]
-    write_splits(path, members + [Member(_key(item), _group(item), "valid") for item in data.validation])
+def members(data: Data) -> list[Member]:
+    """Return which image is in which split."""
+    parts = {"train": data.learned, "valid": data.validation, "test": data.test}
+    return [Member(_key(item), _group(item), split) for split, items in parts.items() for item in items]
+
+
+def check_test(test: Sequence[AnyItem], data: Data, stage: str) -> None:
+    """Raise UsageError where images that a recipe is tested on, or others of their groups, made a stage's weights."""
+    used = [*data.learned, *data.validation]
+    seen = {_group(item) for item in used}, {_key(item) for item in used}
+    for item in test:
+        if _group(item) in seen[0] or _key(item) in seen[1]:
+            raise UsageError(
+                f"test: stage {stage} learns from {_key(item)}, or from others of its group {item.group!r}; leave the "
+                "group out of one of the two"
+            )
+
+
+def _check_metric(rule: Validation, head: Head, items: Sequence[AnyItem]) -> None:
+    """Raise UsageError where the annotations of what is validated do not define the metric that decides."""
+    defined = ["dice", "iou"]
+    if any(item.instances for item in items):
+        defined += ["aji", "aji_plus", "pq", "f1_iou50"]
+    if has_classes(head) and any(isinstance(item, Item) and item.types for item in items):
+        defined.append("dice_class")
+    if rule.metric not in defined:
+        raise UsageError(
+            f"validation.metric is {rule.metric}, which the annotations do not define, or not with head {head}; "
+            f"expected one of {', '.join(defined)}"
+        )
 
 
 def open_source(source: Source, data_root: Path, prepared: Path, volumes: bool) -> list[AnyItem]:
@@ -64,7 +104,8 @@ def open_source(source: Source, data_root: Path, prepared: Path, volumes: bool) 
     items = _opened(source, folder, volumes)
     if source.group_from is not None:
         items = [replace(item, group=group_of(item.name, source.group_from)) for item in items]
-    items = [replace(item, source=source.path) for item in items]
+    # one name for a folder however it is written, so that its groups are found in two splits
+    items = [replace(item, source=os.path.normpath(source.path)) for item in items]
     return _spread(_chosen(items, source), source.limit)
 
 

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from wsi_seg.bundles import find_bundle, read_bundle
 from wsi_seg.dataset import Item
 from wsi_seg.errors import OutputError
 from wsi_seg.evaluation.comparison import compare_into
+from wsi_seg.evaluation.files import write_json
 from wsi_seg.evaluation.report import evaluate_into
 from wsi_seg.evaluation.tools import Result, run_model
+from wsi_seg.files import replacing
 from wsi_seg.inference import Device, choose_device
-from wsi_seg.nets import stride_of
+from wsi_seg.nets import encoder_parameters, stride_of
+from wsi_seg.stain.normaliser import read_target
+from wsi_seg.training.bundle import write_spec
 from wsi_seg.training.checkpoint import FILE as CHECKPOINT
 from wsi_seg.training.checkpoint import load
-from wsi_seg.training.loop import train
+from wsi_seg.training.learner import make_network
+from wsi_seg.training.loop import STOP_FILE, check_portions, make_folder, train
 from wsi_seg.training.recipe import Plan, Recipe, read_plan
-from wsi_seg.training.sources import open_source
+from wsi_seg.training.sources import check_test, gather
 
 Tell = Callable[[str], None]
-_BUNDLE = ("model.yaml", "CARD.md", "weights.safetensors", "curves.png", "metrics.csv", "loss.csv", "split.csv")
+_BESIDE = ("weights.safetensors", "curves.png", "metrics.csv", "loss.csv", "split.csv")
+_TESTED = "tested.json"  # in OUT/test: what was scored there
 
 
 @dataclass(frozen=True)
@@ -54,50 +63,80 @@ def train_recipe(
 ) -> Path:
     """Read the recipe at `path`, train its stages, and score them on its test images; return the bundle `out`.
 
-    OUT: the bundle; with several stages OUT/<stage> is the bundle of each, and OUT a copy of the last or the best.
-    OUT/test: scores on the test images, of all stages in one table. changes: replace keys of the recipe, in all stages.
-    smoke: a few steps of small crops, few images.
+    OUT: the bundle; with several stages OUT/<stage> is the bundle of each, and OUT that of the last or the best.
+    OUT/test: scores on the test images, of all stages in one table. A file OUT/stop ends it in good order; what is
+    returned is then the stage that it was at. changes: replace keys of the recipe, in all stages. smoke: a few steps of
+    small crops, few images.
     """
     plan = read_plan(path, changes)
     if smoke:
-        plan = plan.model_copy(update={"stages": tuple(map(smaller, plan.stages))})
+        plan = plan.model_copy(update={"stages": tuple(smaller(recipe, workers) for recipe in plan.stages)})
     where = Where(data_root, out, choose_device(device), workers, address)
-    bundles: dict[str, Path] = {}
+    several = len(plan.stages) > 1
+    folders = {recipe.name: out / recipe.name if several else out for recipe in plan.stages}
+    plan = settled(plan, path.parent, folders)
+    test = look_ahead(plan, folders, where)
     for recipe in plan.stages:
-        folder = out / recipe.name if len(plan.stages) > 1 else out
-        if len(plan.stages) > 1:
+        if several:
             tell(f"stage {recipe.name}")
-        own = settled(recipe, path.parent, bundles)
-        bundles[recipe.name] = train_stage(own, folder, where, tell)
-    if len(bundles) > 1:
-        _copy_bundle(_chosen(plan, bundles), out)
-    _test(plan, bundles, where, tell)
+        train_stage(recipe, folders[recipe.name], where, tell)
+        if (out / STOP_FILE).exists():
+            return folders[recipe.name]
+    if several:
+        _copy_bundle(_chosen(plan, folders), out, plan.name)
+    if test:
+        _test(plan, folders, test, where, tell)
     return out
+
+
+def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[Item]:
+    """Raise what is wrong with any stage before the first is trained; return the test images, which are the last's."""
+    make_folder(where.out)
+    found = []
+    for number, recipe in enumerate(plan.stages):
+        check_portions(recipe, where.workers)
+        earlier = [str(folders[before.name]) for before in plan.stages[:number]]
+        if recipe.init_from is not None and recipe.init_from not in earlier:
+            find_bundle(recipe.init_from)
+        if recipe.network.encoder_weights or recipe.schedule.freeze:
+            network = make_network(recipe)
+            if recipe.schedule.freeze:
+                encoder_parameters(network)
+        if recipe.stain_norm is not None:
+            read_target(recipe.stain_norm)
+        found.append(gather(recipe, where.data_root, where.prepared))
+    test = found[-1].test
+    for recipe, data in zip(plan.stages, found, strict=True):
+        check_test(test, data, recipe.name)
+    return [item for item in test if isinstance(item, Item)]
 
 
 def train_stage(recipe: Recipe, folder: Path, where: Where, tell: Tell) -> Path:
     """Train one stage in this process, or with several workers through Ray."""
     if where.workers == 1 and where.address is None:
-        return train(recipe, where.data_root, folder, where.device, tell, prepared=where.prepared)
+        return train(recipe, where.data_root, folder, where.device, tell, run=where.out)
     from wsi_seg.training.ray_workers import train_with_ray
 
-    return train_with_ray(recipe, where.data_root, folder, where.prepared, where.workers, where.address, where.device)
+    return train_with_ray(recipe, where.data_root, folder, where.out, where.workers, where.address, where.device)
 
 
-def settled(recipe: Recipe, folder: Path, bundles: Mapping[str, Path]) -> Recipe:
-    """Return the recipe with files taken from its own folder, and earlier stages from where they are."""
-    network, changes = recipe.network, {}
-    if recipe.stain_norm is not None:
-        changes["stain_norm"] = str(folder / recipe.stain_norm)
-    if recipe.init_from is not None and recipe.init_from in bundles:
-        changes["init_from"] = str(bundles[recipe.init_from])
-    if network.encoder_weights not in (None, "imagenet"):
-        weights = str(folder / str(network.encoder_weights))
-        network = network.model_copy(update={"encoder_weights": weights})
-    return recipe.model_copy(update={**changes, "network": network})
+def settled(plan: Plan, folder: Path, folders: Mapping[str, Path]) -> Plan:
+    """Return the plan with files taken from the recipe's own folder, and earlier stages from where they are."""
+    stages: list[Recipe] = []
+    for recipe in plan.stages:
+        network, changes = recipe.network, {}
+        if recipe.stain_norm is not None:
+            changes["stain_norm"] = str(folder / recipe.stain_norm)
+        if recipe.init_from in [before.name for before in stages]:
+            changes["init_from"] = str(folders[str(recipe.init_from)])
+        if network.encoder_weights not in (None, "imagenet"):
+            weights = str(folder / str(network.encoder_weights))
+            network = network.model_copy(update={"encoder_weights": weights})
+        stages.append(recipe.model_copy(update={**changes, "network": network}))
+    return plan.model_copy(update={"stages": tuple(stages)})
 
 
-def smaller(recipe: Recipe) -> Recipe:
+def smaller(recipe: Recipe, workers: int = 1) -> Recipe:
     """Return the recipe with a few steps of small crops and few images, to see that it runs."""
     schedule, make = recipe.schedule, recipe.network
     stride = stride_of(make.architecture, make.encoder, make.options)[-1]
@@ -105,7 +144,7 @@ def smaller(recipe: Recipe) -> Recipe:
         "steps": 10,
         "epoch_steps": 5,
         "checkpoint_every": 5,
-        "batch_size": 2,
+        "batch_size": max(2, workers),
         "accumulate": 1,
         "crop_px": -(-min(96, schedule.crop_px) // stride) * stride,
         "drops": tuple(5 for _ in schedule.drops[:1]),
@@ -121,7 +160,7 @@ def smaller(recipe: Recipe) -> Recipe:
     )
 
 
-def _chosen(plan: Plan, bundles: dict[str, Path]) -> Path:
+def _chosen(plan: Plan, bundles: Mapping[str, Path]) -> Path:
     """Return the bundle of the last stage, or of the one that validation found best."""
     if plan.result == "last":
         return bundles[plan.stages[-1].name]
@@ -130,24 +169,32 @@ def _chosen(plan: Plan, bundles: dict[str, Path]) -> Path:
     return bundles[max(scores, key=lambda name: scores[name])]
 
 
-def _copy_bundle(bundle: Path, out: Path) -> None:
-    """Copy a bundle's files; model.yaml, which makes it one, comes last."""
+def _copy_bundle(bundle: Path, out: Path, name: str) -> None:
+    """Make `out` the same bundle under the recipe's name; model.yaml, which makes it one, comes last."""
+    spec = read_bundle(bundle).spec
     try:
-        for name in sorted(_BUNDLE, key=lambda name: name == "model.yaml"):
-            if (bundle / name).is_file():
-                shutil.copyfile(bundle / name, out / f".{name}.tmp")
-                (out / f".{name}.tmp").rename(out / name)
+        for beside in _BESIDE:
+            if (bundle / beside).is_file():
+                shutil.copyfile(bundle / beside, out / f".{beside}.tmp")
+                (out / f".{beside}.tmp").rename(out / beside)
+        card = (bundle / "CARD.md").read_text(encoding="utf-8").removeprefix(f"# {spec.name}\n")
+        with replacing(out / "CARD.md") as file:
+            file.write(f"# {name}\n\nStage {bundle.name} of its recipe.\n{card}".encode())
+        write_spec(spec.model_copy(update={"name": name}), out)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror}); make room and run the command again") from None
 
 
-def _test(plan: Plan, bundles: dict[str, Path], where: Where, tell: Tell) -> None:
-    """Score the stages on the test images of the last one, once."""
-    sources, out = plan.stages[-1].test, where.out / "test"
-    if not sources or out.exists():
-        return
-    opened = (open_source(source, where.data_root, where.prepared, volumes=False) for source in sources)
-    items = [item for found in opened for item in found if isinstance(item, Item)]
+def _test(plan: Plan, bundles: Mapping[str, Path], items: Sequence[Item], where: Where, tell: Tell) -> None:
+    """Score the stages on the test images, once: again only if models or images are others by now."""
+    out = where.out / "test"
+    specs = {name: read_bundle(folder).spec.model_dump(mode="json") for name, folder in bundles.items()}
+    about = {"models": specs, "images": [f"{item.source}/{item.name}" for item in items]}
+    with suppress(OSError, ValueError):  # it is not there, or not complete
+        if json.loads((out / _TESTED).read_text(encoding="utf-8")) == about:
+            return
+    if all((out / name).is_file() for name in ("summary.json", "index.html")):  # an older test, not something else
+        shutil.rmtree(out)
     tell(f"testing on {len(items)} images")
     folders = [str(folder) for folder in bundles.values()]
     if len(folders) > 1:
@@ -161,6 +208,7 @@ def _test(plan: Plan, bundles: dict[str, Path], where: Where, tell: Tell) -> Non
     for name, scores in means.items():
         shown = "  ".join(f"{key} {scores[key].mean:.3f}" for key in ("aji", "pq", "dice", "iou") if key in scores)
         tell(f"test, {name}: {shown}")
+    write_json(out / _TESTED, about)
     tell(f"{out}/index.html")
 
 

@@ -20,11 +20,12 @@ from wsi_seg.evaluation.scoring import Picture, evaluate
 from wsi_seg.inference import Device, Network, choose_precision
 from wsi_seg.training.bundle import spec_of
 from wsi_seg.training.learner import make_network
+from wsi_seg.training.log import writing
 from wsi_seg.training.recipe import Recipe
 from wsi_seg.training.sources import AnyItem, spread_over
 from wsi_seg.volume_dataset import VolumeItem
 
-SHOWN = ("aji", "pq", "f1_iou50", "dice", "iou", "dice_class")  # columns of metrics.csv
+SHOWN = ("aji", "aji_plus", "pq", "f1_iou50", "dice", "iou", "dice_class")  # columns of metrics.csv
 
 
 class Judge:
@@ -45,9 +46,9 @@ class Judge:
         scores = [score_volume(model, item) for item in volumes] or self._score_images(model, strip)
         means = mean_scores(scores)
         if not math.isfinite(means[self._rule.metric]):
-            defined = ", ".join(name for name, mean in means.items() if math.isfinite(mean))
             raise UsageError(
-                f"validation.metric is {self._rule.metric}, which the annotations do not define; they do: {defined}"
+                f"validation.metric is {self._rule.metric}, which no image that is validated on defines: nothing is "
+                "annotated there, and nothing found; choose other images"
             )
         return means
 
@@ -91,5 +92,6 @@ def _draw_strip(pictures: Sequence[Picture], path: Path) -> None:
     for panel in panels:
         page.paste(panel, (0, top))
         top += panel.height
-    path.parent.mkdir(exist_ok=True)
-    page.save(path)
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        page.save(path)

@@ -1,0 +1,148 @@
+"""Stages: each goes on from what it starts from, mistakes in any are told first, the test is of the final weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.conftest import RecipeMaker, table, train, weights_of
+from wsi_seg.bundles import find_bundle, write_separation
+from wsi_seg.cli.train import parse_changes
+from wsi_seg.config import Separation
+from wsi_seg.errors import OutputError, ResumeError, UsageError
+from wsi_seg.training import checkpoint
+from wsi_seg.training.recipe import read_plan
+from wsi_seg.training.stages import smaller
+
+TEST = {"test": [{"path": "other", "mpp": 0.25}]}
+TWO: list[dict[str, Any]] = [
+    {"name": "first", "schedule": {"steps": 2}},
+    {"name": "second", "init_from": "first", "schedule": {"steps": 2}},
+]
+
+
+def test_stages_build_on_one_another_and_are_compared(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    """The second stage has another head, which is made anew, and starts from the first; both are tested."""
+    classes = [{"name": n, "color": [9 * k, 9, 9], "values": [k]} for k, n in enumerate("ab", start=1)]
+    stages = [
+        {"name": "first", "schedule": {"steps": 4}},
+        {
+            "name": "second",
+            "init_from": "first",
+            "network": {"head": "types", "classes": classes},
+            "train": [{"path": "discs", "mpp": 0.25}],
+            "test": [{"path": "other", "mpp": 0.25, "group_from": "^p."}],
+        },
+    ]
+    out = tmp_path / "model"
+    assert any("made anew" in line for line in train(make_recipe(stages=stages), discs_root, out))
+    spec = find_bundle(out).spec
+    assert (spec.name, spec.head, spec.training_data) == ("discs", "types", ("discs", "fused"))
+    assert (out / "CARD.md").read_text().startswith("# discs\n\nStage second ")
+    assert find_bundle(out / "first").spec.head == "instances"
+    scores = {(row["model"], row["score"]) for row in table(out / "test" / "compare.csv")}
+    assert {("first", "aji"), ("second", "aji"), ("second", "dice_class_1")} <= scores
+    before = weights_of(out)
+    told = train(make_recipe(stages=stages), discs_root, out)
+    assert weights_of(out) == before
+    assert not any("testing" in line or line.startswith("step") for line in told)
+
+
+def test_a_stop_file_ends_the_whole_run_in_good_order(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    path, out = make_recipe(stages=TWO, **TEST), tmp_path / "model"
+    out.mkdir()
+    (out / "stop").touch()
+    assert any("stopped by" in line for line in train(path, discs_root, out))
+    found = checkpoint.load(out / "first" / checkpoint.FILE, None)
+    assert found is not None and found[0].step == 1
+    assert find_bundle(out / "first").spec.name == "first"
+    assert not (out / "second").exists() and not (out / "test").exists()
+    (out / "stop").unlink()
+    train(path, discs_root, out)
+    train(path, discs_root, tmp_path / "whole")
+    assert weights_of(out) == weights_of(tmp_path / "whole")
+    assert (out / "test" / "compare.csv").read_text() == (tmp_path / "whole" / "test" / "compare.csv").read_text()
+
+
+def test_a_stage_does_not_go_on_from_another_start(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    train(make_recipe(stages=TWO), discs_root, out := tmp_path / "model")
+    other = [{**TWO[0], "schedule": {"steps": 1}}, TWO[1]]
+    (out / "first" / checkpoint.FILE).unlink()
+    with pytest.raises(ResumeError, match=r"second/checkpoint\.pt.*changed: start"):
+        train(make_recipe(stages=other), discs_root, out)
+
+
+def test_a_run_that_was_moved_goes_on(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    train(path := make_recipe(stages=TWO), discs_root, out := tmp_path / "model")
+    told = train(path, discs_root, out.rename(tmp_path / "moved"))
+    assert told.count("was trained before, to step 2") == 2
+
+
+def test_the_test_is_of_the_weights_that_are_kept(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    train(make_recipe(schedule={"steps": 1}, **TEST), discs_root, out := tmp_path / "model")
+    told = json.loads((out / "test" / "tested.json").read_text())
+    assert told["models"]["discs"]["weights"]["sha256"] == find_bundle(out).spec.weights.sha256
+    (out / checkpoint.FILE).unlink()
+    assert any("testing" in line for line in train(make_recipe(schedule={"steps": 2}, **TEST), discs_root, out))
+    told = json.loads((out / "test" / "tested.json").read_text())
+    assert told["models"]["discs"]["weights"]["sha256"] == find_bundle(out).spec.weights.sha256
+    # thresholds that were tuned since make other scores
+    write_separation(out, Separation(probability=0.6))
+    assert any("testing" in line for line in train(make_recipe(schedule={"steps": 2}, **TEST), discs_root, out))
+
+
+def test_a_folder_called_test_that_holds_something_else_stays(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model" / "test").mkdir(parents=True)
+    (tmp_path / "model" / "test" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="test: exists"):
+        train(make_recipe(schedule={"steps": 1}, **TEST), discs_root, tmp_path / "model")
+    assert (tmp_path / "model" / "test" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ({"init_from": "frist"}, "Unknown model 'frist'"),
+        ({"train": [{"path": "disks"}]}, "disks: there is no such folder"),
+        ({"stain_norm": "target.json"}, "cannot be read as a stain target"),
+        ({"schedule": {"freeze": {"steps": 1, "learning_rate": 0.1}}}, "no encoder that could be frozen"),
+        ({"network": {"encoder_weights": "imagenet"}}, "the network has no encoder"),
+        ({"test": [{"path": "discs/", "mpp": 0.25}], "train": [{"path": "fused", "mpp": 0.25}]}, "stage first learns"),
+    ],
+)
+def test_mistakes_in_a_later_stage_are_told_before_the_first_is_trained(
+    second: dict[str, Any], said: str, make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    path = make_recipe(stages=[{"name": "first"}, {"name": "second", **second}])
+    with pytest.raises(UsageError, match=said):
+        train(path, discs_root, tmp_path / "model")
+    assert not (tmp_path / "model" / "first").exists()
+
+
+def test_smoke_is_for_any_number_of_workers(make_recipe: RecipeMaker) -> None:
+    recipe = read_plan(make_recipe()).stages[0]
+    assert [smaller(recipe, workers).schedule.batch_size for workers in (1, 2, 3)] == [2, 2, 3]
+
+
+def test_keys_are_set_in_all_stages(make_recipe: RecipeMaker) -> None:
+    rule = {"share": 0.4}
+    changes = parse_changes(["schedule.steps=3", "result=best", "network.options={base_filters: 2}"])
+    plan = read_plan(make_recipe(stages=TWO, validation=rule), changes)
+    assert [recipe.schedule.steps for recipe in plan.stages] == [3, 3]
+    assert plan.stages[1].network.options["base_filters"] == 2
+    assert plan.result == "best"
+
+
+@pytest.mark.parametrize("texts", [["steps"], ["a..b=1"], ["=1"], ["a=["], ["schedule=5", "schedule.steps=3"]])
+def test_what_cannot_be_set_is_named(texts: list[str]) -> None:
+    with pytest.raises(UsageError, match="--set"):
+        parse_changes(texts)

@@ -1,0 +1,41 @@
+"""What determines the weights of a run, so that another run does not go on from its checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from wsi_seg.bundles import find_bundle
+from wsi_seg.stain.normaliser import read_target
+from wsi_seg.training.recipe import Recipe
+from wsi_seg.training.sources import AnyItem, Data
+
+_TOLD = {"name", "description", "licence", "test"}  # of a recipe: what decides nothing
+
+
+def identity_of(recipe: Recipe, data: Data) -> dict[str, Any]:
+    """Return the recipe as far as it decides, which images it means, and what is in the files that it names.
+
+    Where these files and the data lie does not count.
+    """
+    files = {"init_from", "stain_norm"}
+    facts = recipe.model_dump(mode="json", exclude={*_TOLD, *files})
+    weights = recipe.network.encoder_weights
+    facts["network"]["encoder_weights"] = weights if weights is None else Path(weights).name
+    return {
+        **facts,
+        "images": [_digest([_facts(item) for item in items]) for items, _ in data.train],
+        "validation_images": _digest([_facts(item) for item in data.validation]),
+        "start": None if recipe.init_from is None else find_bundle(recipe.init_from).spec.weights.sha256,
+        "stain": None if recipe.stain_norm is None else read_target(recipe.stain_norm).model_dump(mode="json"),
+    }
+
+
+def _facts(item: AnyItem) -> list[Any]:
+    return [item.name, item.group, item.mpp, item.instances]
+
+
+def _digest(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
