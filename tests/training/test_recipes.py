@@ -1,0 +1,32 @@
+"""Recipes as they are shipped: all can be read, and two are run whole, in a few steps, on the real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wsi_seg.bundles import find_bundle
+from wsi_seg.training.recipe import read_plan
+from wsi_seg.training.stages import train_recipe
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+RECIPES = sorted(PIPELINES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_can_be_read(path: Path) -> None:
+    plan = read_plan(path)
+    assert plan.stages
+    assert f"`{path.name}`" in (PIPELINES / "README.md").read_text() or path.stem.startswith("effunetpp-")
+
+
+@pytest.mark.parametrize("name", ["monuseg-to-tnbc", "points-unet"])
+def test_it_runs_whole(name: str, data_root: Path, tmp_path: Path) -> None:
+    out = train_recipe(PIPELINES / f"{name}.yaml", data_root, tmp_path / "out", "cpu", smoke=True, tell=lambda _: None)
+    names = [recipe.name for recipe in read_plan(PIPELINES / f"{name}.yaml").stages]
+    stages = names if len(names) > 1 else []
+    for bundle in (out, *(out / stage for stage in stages)):
+        assert find_bundle(bundle).spec.licence
+        assert {path.name for path in bundle.iterdir()} >= {"CARD.md", "curves.png", "loss.csv", "split.csv"}
+    assert (out / "test" / "index.html").exists() == (name == "monuseg-to-tnbc")
