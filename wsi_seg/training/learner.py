@@ -93,8 +93,10 @@ class Learner:
         self.average = Average(self.network, schedule.ema)
         make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[schedule.optimiser]
         self.optimiser = make(self.network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
-        # in bf16 or in full precision: fp16 would need its loss scaled
-        self._bf16 = schedule.precision == "auto" and choose_precision(device) == "bf16"
+        # in bf16 or in full precision: fp16 would need its loss scaled. Volumes on CPU in full: their gradients in
+        # bf16 came out different from run to run, and infinite at times
+        exact = schedule.precision != "auto" or (volumes and device == "cpu")
+        self._bf16 = not exact and choose_precision(device) == "bf16"
         preprocessing = preprocessing_of_recipe(recipe)
         self._mean = torch.tensor(preprocessing.mean, dtype=self._dtype, device=self._device)
         self._std = torch.tensor(preprocessing.std, dtype=self._dtype, device=self._device)
