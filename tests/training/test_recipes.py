@@ -1,4 +1,4 @@
-"""Recipes as they are shipped: all can be read, and two are run whole, in a few steps, on the real data."""
+"""Recipes as they are shipped: all can be read, and three are run whole, in a few steps, on the real data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 
 from wsi_seg.bundles import find_bundle
 from wsi_seg.training.recipe import read_plan
-from wsi_seg.training.stages import train_recipe
+from wsi_seg.training.loop import train
+from wsi_seg.training.stages import smaller, train_recipe
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 RECIPES = sorted(PIPELINES.glob("*.yaml"))
@@ -21,7 +22,7 @@ def test_each_can_be_read(path: Path) -> None:
     assert f"`{path.name}`" in (PIPELINES / "README.md").read_text() or path.stem.startswith("effunetpp-")
 
 
-@pytest.mark.parametrize("name", ["monuseg-to-tnbc", "points-unet"])
+@pytest.mark.parametrize("name", ["monuseg-to-tnbc", "points-unet", "ultrasound"])
 def test_it_runs_whole(name: str, data_root: Path, tmp_path: Path) -> None:
     out = train_recipe(PIPELINES / f"{name}.yaml", data_root, tmp_path / "out", "cpu", smoke=True, tell=lambda _: None)
     names = [recipe.name for recipe in read_plan(PIPELINES / f"{name}.yaml").stages]
@@ -30,3 +31,11 @@ def test_it_runs_whole(name: str, data_root: Path, tmp_path: Path) -> None:
         assert find_bundle(bundle).spec.licence
         assert {path.name for path in bundle.iterdir()} >= {"CARD.md", "curves.png", "loss.csv", "split.csv"}
     assert (out / "test" / "index.html").exists() == (name == "monuseg-to-tnbc")
+
+
+def test_a_network_of_volumes_comes_out_the_same_again(data_root: Path, tmp_path: Path) -> None:
+    recipe = smaller(read_plan(PIPELINES / "ultrasound.yaml").stages[1])
+    assert recipe.network.architecture == "unet3d"
+    twice = [train(recipe, data_root, tmp_path / name, "cpu", tell=lambda _: None) for name in "ab"]
+    first, second = ((bundle / "weights.safetensors").read_bytes() for bundle in twice)
+    assert first == second
