@@ -17,6 +17,7 @@ from wsi_seg.errors import ModelError, UsageError, suggest
 from wsi_seg.files import replacing
 
 SPEC_FILE = "model.yaml"
+SPLIT_FILE = "split.csv"  # of bundles that were trained here: which image was trained on, validated on, tested on
 
 
 @dataclass(frozen=True)

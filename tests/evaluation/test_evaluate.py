@@ -19,8 +19,9 @@ from wsi_seg.cli.evaluate import evaluate as command
 from wsi_seg.dataset import open_dataset
 from wsi_seg.errors import ModelError, OutputError, UsageError
 from wsi_seg.evaluation import Row, evaluate, evaluate_labels
+from wsi_seg.evaluation.labels import Prediction
 from wsi_seg.evaluation.report import evaluate_into
-from wsi_seg.evaluation.scoring import METRICS
+from wsi_seg.evaluation.scoring import METRICS, score, title_of
 from wsi_seg.evaluation.tools import check_tool, holds_labels, run_labels
 
 FILES = ["curves.png", "index.html", "panels", "per_image.csv", "pr.csv", "roc.csv", "summary.json"]
@@ -130,6 +131,29 @@ def test_classes_are_compared_without_background(made: Path) -> None:
     row = evaluate_labels(made, open_dataset(made))[0]
     extra = {name: s for name, s in row.scores.items() if name not in METRICS}
     assert extra == {f"{score}_class_{k}": 1 for score in ("dice", "f1") for k in (1, 3)}
+
+
+def test_nuclei_of_no_class_are_neither_right_nor_wrong(made: Path) -> None:
+    """The upper ones are of no class: whatever is called there, and whether they are found, the scores stay."""
+    item = open_dataset(made)[0]
+    truth = item.read_labels()
+    types = np.where(truth > 0, 1, 0).astype(np.uint8)
+    types[:48] = 0
+    for called in (truth > 0, np.where(truth > 0, 1 + (types == 0), 0), types):
+        row = score(item, truth, types, Prediction(truth, None, called.astype(np.uint8)))
+        assert {name: s for name, s in row.scores.items() if name not in METRICS} == {
+            "dice_class_1": 1,
+            "f1_class_1": 1,
+        }
+    beside = np.roll(truth, 6, axis=1)  # on less than half of any
+    row = score(item, truth, types, Prediction(beside, None, (beside > 0).astype(np.uint8)))
+    assert row.scores["f1_class_1"] == 0
+
+
+def test_classes_are_called_by_their_names() -> None:
+    assert title_of("dice_class_2", ["Epithelial", "Spindle-shaped"]) == "Dice, Spindle-shaped"
+    assert title_of("f1_class_3", ["Epithelial"]) == "F1, class 3"
+    assert title_of("f1_iou50", ["Epithelial"]) == "F1 at IoU 0.5"
 
 
 def test_given_probabilities_make_the_curve(made: Path) -> None:

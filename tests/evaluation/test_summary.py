@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsi_seg.bundles import find_bundle
-from wsi_seg.config import ModelSpec
+from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.dataset import Item, open_dataset
 from wsi_seg.evaluation.scoring import METRICS, Row
 from wsi_seg.evaluation.summary import beware, differences, intervals, seen_in_training, summarise
+from wsi_seg.splits import Member, write_splits
 
 HISTOGRAM = np.ones((2, 256), np.int64)
 
@@ -61,10 +61,10 @@ def test_differences_are_paired() -> None:
 
 
 @pytest.fixture
-def spec() -> ModelSpec:
-    return find_bundle("effunetpp").spec.model_copy(
-        update={"training_data": ("MoNuSeg 2018 training set, 30 images", "nuclei/slide-77.svs of our clinic")}
-    )
+def bundle(tmp_path: Path) -> Bundle:
+    lines = ("MoNuSeg 2018 training set, 30 images", "nuclei/slide-77.svs of our clinic", "wards/ours")
+    spec = find_bundle("effunetpp").spec.model_copy(update={"training_data": lines})
+    return Bundle(tmp_path, spec)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,34 @@ def spec() -> ModelSpec:
         ("x", "slide-7", False),
     ],
 )
-def test_training_data_are_recognised_by_name(source: str, group: str, told: bool, made: Path, spec: ModelSpec) -> None:
+def test_training_data_are_recognised_by_name(source: str, group: str, told: bool, made: Path, bundle: Bundle) -> None:
     item = replace(open_dataset(made)[0], source=source, group=group)
-    assert bool(seen_in_training([item], spec)) == told
+    assert bool(seen_in_training([item], bundle)) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "told"),
+    [
+        ("a1", "a1", "learned from"),  # its group is not known to the dataset
+        ("a9", "a", "learned from"),  # another image of the same patient
+        ("b1", "b", "validated on"),
+        ("c1", "c", ""),
+        ("d1", "d", ""),
+    ],
+)
+def test_the_list_that_training_writes_decides_by_image_and_group(
+    name: str, group: str, told: str, made: Path, bundle: Bundle
+) -> None:
+    """Whether its source is called as in the recipe or lies in a folder of that name, and not by words."""
+    members = [("a1", "a", "train"), ("b1", "b", "valid"), ("c1", "c", "test")]
+    write_splits(bundle.folder / "split.csv", [Member(f"wards/ours/{i}", f"wards/ours/{g}", s) for i, g, s in members])
+    item = replace(open_dataset(made)[0], name=name, group=group)
+    for same in (replace(item, source="wards/ours"), replace(item, image=Path(f"x/wards/ours/images/{name}.png"))):
+        found = seen_in_training([same], bundle)
+        assert len(found) == bool(told)
+        assert told in "".join(found)
+    assert not seen_in_training([replace(item, source="theirs")], bundle)
+    assert seen_in_training([replace(item, source="monuseg_train")], bundle)  # of a model that it was begun with
 
 
 def test_a_reader_is_told_of_few_groups_and_of_labels_alone(made: Path) -> None:

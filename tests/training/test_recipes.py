@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from wsi_seg.bundles import find_bundle
-from wsi_seg.training.recipe import read_plan
 from wsi_seg.training.loop import train
+from wsi_seg.training.recipe import read_plan
 from wsi_seg.training.stages import smaller, train_recipe
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"

@@ -47,6 +47,7 @@ def test_stages_build_on_one_another_and_are_compared(
     assert find_bundle(out / "first").spec.head == "instances"
     scores = {(row["model"], row["score"]) for row in table(out / "test" / "compare.csv")}
     assert {("first", "aji"), ("second", "aji"), ("second", "dice_class_1")} <= scores
+    assert "<td>Dice, b</td>" in (out / "test" / "index.html").read_text()
     before = weights_of(out)
     told = train(make_recipe(stages=stages), discs_root, out)
     assert weights_of(out) == before

@@ -57,7 +57,13 @@ def compare(
     for score in comparison.summaries[names[0]].overall:
         means = (comparison.summaries[name].overall[score] for name in names)
         differences = (comparison.differences[name][score] for name in names[1:])
-        rows.append((title_of(score), *map(interval, means), *(interval(d, signed=True) for d in differences)))
+        rows.append(
+            (
+                title_of(score, comparison.classes),
+                *map(interval, means),
+                *(interval(d, signed=True) for d in differences),
+            )
+        )
     for line in lines_of(rows):
         click.echo(line)
     if out is not None:

@@ -75,11 +75,11 @@ def evaluate(
     def run(seen: Seen) -> Result:
         return run_labels(str(predictions), items, seen) if model is None else run_model(model, items, device, seen)
 
-    _, summary, facts = evaluate_into(None if out is None else Path(out), run, items, row_teller(len(items)))
+    result, summary, facts = evaluate_into(None if out is None else Path(out), run, items, row_teller(len(items)))
     finish(facts, json_file)
     click.echo(f"{summary.images} images in {summary.groups} groups; mean (95 % interval over groups)")
-    for name, values in summary.overall.items():
-        click.echo(f"  {title_of(name):22}{interval(values)}")
+    for line in lines_of((title_of(name, result.classes), interval(v)) for name, v in summary.overall.items()):
+        click.echo(f"  {line}")
     if out is not None:
         click.echo(f"{out}/index.html")
 

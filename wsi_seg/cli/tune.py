@@ -49,7 +49,7 @@ def tune(
     items, bundle = chosen_items(data, mpp, limit), find_bundle(model)
     if write and (model in shipped_names() or not os.access(bundle.folder, os.W_OK)):
         raise OutputError(f"--write: {model} is not a folder that may be changed; give the folder of a copy")
-    for warning in seen_in_training(items, bundle.spec):
+    for warning in seen_in_training(items, bundle):
         click.echo(f"warning: {warning}", err=True)
     before, best = tuning.tune(load_model(model, device), items, metric, tell)
     click.echo(f"before  {_line(before, metric)}")

@@ -32,6 +32,13 @@ class Comparison:
     differences: dict[str, dict[str, Interval]]
     facts: dict[str, Any]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes 1, 2 ..., where all tools that are scored by them mean the same."""
+        typed = [name for name, summary in self.summaries.items() if any("_class_" in key for key in summary.overall)]
+        found = {self.results[name].classes for name in typed}
+        return found.pop() if len(found) == 1 else ()
+
 
 def compare_into(out: Path | None, tools: Sequence[str], run: Run, items: Sequence[Item]) -> Comparison:
     """Run the tools one after the other, and write the comparison where `out` is given.
@@ -93,15 +100,17 @@ def _page(comparison: Comparison) -> str:
     first = next(iter(comparison.summaries))
     columns = {name: summary.overall for name, summary in comparison.summaries.items()}
     changes = {f"{name} - {first}": values for name, values in comparison.differences.items()}
-    images = [f"<h3>{escape(name)}</h3>\n{page.image_table(r.rows)}" for name, r in comparison.results.items()]
+    images = [
+        f"<h3>{escape(name)}</h3>\n{page.image_table(r.rows, r.classes)}" for name, r in comparison.results.items()
+    ]
     summary = comparison.summaries[first]
     about = (
         f"{summary.images} images in {summary.groups} groups; means over images with 95 % intervals by bootstrap over "
         f"groups; differences are taken image by image, and one whose interval holds 0 may be chance"
     )
     sections = {
-        "Scores": page.score_table(columns),
-        f"Differences to {first}": page.score_table(changes, signed=list(changes)) if changes else "",
+        "Scores": page.score_table(columns, classes=comparison.classes),
+        f"Differences to {first}": page.score_table(changes, list(changes), comparison.classes) if changes else "",
         "Curves": page.figure("curves.png", "All pixels of all images together."),
         "Images": "\n".join(images),
     }

@@ -44,12 +44,17 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
-def score_table(columns: Mapping[str, Mapping[str, Interval]], signed: Sequence[str] = ()) -> str:
+def score_table(
+    columns: Mapping[str, Mapping[str, Interval]], signed: Sequence[str] = (), classes: Sequence[str] = ()
+) -> str:
     """Return a table of all scores, one row each; columns: heading -> intervals. signed: headings of differences."""
     names = list(dict.fromkeys(name for values in columns.values() for name in values))
     nothing = Interval(float("nan"), float("nan"), float("nan"))
     lines = [
-        [title_of(name), *(interval(values.get(name, nothing), head in signed) for head, values in columns.items())]
+        [
+            title_of(name, classes),
+            *(interval(values.get(name, nothing), head in signed) for head, values in columns.items()),
+        ]
         for name in names
     ]
     return table(["Score", *columns], lines)
@@ -61,15 +66,15 @@ def name_table(what: str, values: Mapping[str, Mapping[str, Interval]]) -> str:
     return table([what, *(title_of(column) for column in _SHOWN)], lines)
 
 
-def image_table(rows: Sequence[Row]) -> str:
-    """Return a table of the main scores, one row per image."""
+def image_table(rows: Sequence[Row], classes: Sequence[str] = ()) -> str:
+    """Return a table of the main scores, one row per image; classes: names of the classes 1, 2 ..."""
     columns = [*_SHOWN, *(column for column in columns_of(rows) if "_class_" in column)]
     lines = [
         [row.name, row.group, f"{row.nuclei_true:,}", f"{row.nuclei_found:,}"]
         + [number(row.scores.get(column, float("nan"))) for column in columns]
         for row in rows
     ]
-    return table(["Image", "Group", "Drawn", "Found", *(title_of(column) for column in columns)], lines)
+    return table(["Image", "Group", "Drawn", "Found", *(title_of(column, classes) for column in columns)], lines)
 
 
 def figure(path: str, caption: str) -> str:

@@ -56,7 +56,8 @@ def facts_of(result: Result, summary: Summary, items: Sequence[Item]) -> dict[st
         "tool": result.name,
         "model": None if result.spec is None else result.spec.name,
         "weights_sha256": None if result.spec is None else result.spec.weights.sha256,
-        "warnings": beware(result.rows, items, result.spec),
+        "classes": result.classes,
+        "warnings": beware(result.rows, items, result.bundle),
     }
     return {**head, **record(summary, result.rows)}
 
@@ -73,11 +74,11 @@ def _write(folder: Path, result: Result, summary: Summary, facts: dict[str, Any]
 
 def _page(result: Result, summary: Summary, warnings: Sequence[str]) -> str:
     sections = {
-        "Scores": page.score_table({"Mean over images (95 % interval)": summary.overall}),
+        "Scores": page.score_table({"Mean over images (95 % interval)": summary.overall}, classes=result.classes),
         "Curves": page.figure("curves.png", "All pixels of all images together."),
         "By source": page.name_table("Source", summary.by_source) if len(summary.by_source) > 1 else "",
         "By group": page.name_table("Group", summary.by_group) if summary.groups < summary.images else "",
-        "Images": page.image_table(result.rows),
+        "Images": page.image_table(result.rows, result.classes),
         "Panels, worst first": "\n".join(_panel(row) for row in sorted(result.rows, key=_goodness)),
     }
     about = (

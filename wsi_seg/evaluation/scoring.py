@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +46,9 @@ METRICS = {
 class Row:
     """What was measured on one image.
 
-    scores: by column, see `METRICS`, and dice_class_1, f1_class_1 ... where classes are compared; nan where one is
-    undefined: of nuclei where the annotation does not tell them apart, of areas where only one kind of pixel occurs.
+    scores: by column, see `METRICS`, and dice_class_1, f1_class_1 ... where classes are compared, among nuclei whose
+    class is known; nan where one is undefined: of nuclei where the annotation does not tell them apart, of areas where
+    only one kind of pixel occurs.
     histogram: (2, 256), see `metrics.probability_histogram`. hard: the prediction has labels only, which count as
     probabilities of 0 and 1; the curves then have one point, and the areas are what that point alone is worth.
     """
@@ -128,10 +129,7 @@ def score(item: Item, truth: npt.NDArray[np.int32], types: npt.NDArray[np.uint8]
     scores["roc_auc"] = metrics.roc_auc(histogram)
     scores["average_precision"] = metrics.average_precision(histogram)
     if types is not None and prediction.types is not None:
-        by_class = metrics.class_dice(types, prediction.types)
-        scores |= {f"dice_class_{number}": value for number, value in by_class.items()}
-        if item.instances:
-            scores |= _detection_by_class(truth, types, prediction, by_class)
+        scores |= _by_class(item, truth, types, prediction.labels, prediction.types)
     true, those_found = (len(np.unique(labels[labels > 0])) for labels in (truth, found))
     return Row(item.name, item.group, item.source, item.mpp, true, those_found, scores, histogram, hard)
 
@@ -144,17 +142,26 @@ def classes_of(types: npt.NDArray[np.uint8], class_values: Sequence[Sequence[int
     return classes[types]
 
 
-def _detection_by_class(
-    truth: npt.NDArray[np.int32], types: npt.NDArray[np.uint8], prediction: Prediction, classes: Iterable[int]
+def _by_class(
+    item: Item,
+    truth: npt.NDArray[np.int32],
+    types: npt.NDArray[np.uint8],
+    found: npt.NDArray[np.int32],
+    found_types: npt.NDArray[np.uint8],
 ) -> dict[str, float]:
-    """Return the F1 at IoU 0.5 of each class: only a nucleus that is found, and of the right class, counts."""
-    assert prediction.types is not None
-    return {
-        f"f1_class_{number}": metrics.detection(
-            np.where(types == number, truth, 0), np.where(prediction.types == number, prediction.labels, 0)
-        ).f1
-        for number in classes
-    }
+    """Return Dice and F1 at IoU 0.5 of each class: only a nucleus that is found, and of the right class, counts.
+
+    Nuclei without a class may be of any: their pixels, and what is found in their place, are neither right nor wrong.
+    """
+    unknown = (truth > 0) & (types == 0)
+    by_class = metrics.class_dice(types, np.where(unknown, 0, found_types))
+    scores = {f"dice_class_{number}": value for number, value in by_class.items()}
+    if item.instances:
+        judged = metrics.without_matches(found, np.where(unknown, truth, 0))
+        for number in by_class:
+            drawn, called = np.where(types == number, truth, 0), np.where(found_types == number, judged, 0)
+            scores[f"f1_class_{number}"] = metrics.detection(drawn, called).f1
+    return scores
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
@@ -163,9 +170,13 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
     return [*METRICS, *sorted(extra, key=lambda name: (name.rsplit("_", 1)[0], int(name.rsplit("_", 1)[1])))]
 
 
-def title_of(column: str) -> str:
-    """Return what tables call a column."""
-    return METRICS.get(column, column.replace("_", " ").capitalize())
+def title_of(column: str, classes: Sequence[str] = ()) -> str:
+    """Return what tables call a column; classes: names of the classes 1, 2 ..., where they have any."""
+    score, _, number = column.partition("_class_")
+    if not number:
+        return METRICS[column]
+    known = int(number) <= len(classes)
+    return f"{score.capitalize()}, {classes[int(number) - 1] if known else f'class {number}'}"
 
 
 def _read(item: Item) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from wsi_seg import metrics
-from wsi_seg.config import ModelSpec
+from wsi_seg.bundles import SPLIT_FILE, Bundle
 from wsi_seg.dataset import Item
 from wsi_seg.evaluation.scoring import Row, columns_of
+from wsi_seg.splits import Member, read_splits
 
 RESAMPLES, SEED = 2000, 1
 _NO_NAMES = {"train", "training", "test", "testing", "dev", "val", "valid", "validation", "set", "data", "images"}
 _FEW_GROUPS = 6
 _LEAST_NAME, _LEAST_GROUP = 3, 4  # letters; shorter ones are found in any text
+_SAID = {
+    "train": "has learned from; scores on images that a model has learned from say nothing of others",
+    "valid": "was validated on; its weights were chosen by the scores there, which are rather too good",
+}
 
 
 class Interval(NamedTuple):
@@ -111,9 +118,9 @@ def _intervals(table: npt.NDArray[np.float64], groups: Sequence[str], columns: S
     return found
 
 
-def beware(rows: Sequence[Row], items: Sequence[Item], spec: ModelSpec | None) -> list[str]:
+def beware(rows: Sequence[Row], items: Sequence[Item], bundle: Bundle | None) -> list[str]:
     """Return what a reader of the scores has to know."""
-    told = seen_in_training(items, spec) if spec is not None else []
+    told = seen_in_training(items, bundle) if bundle is not None else []
     merged = sum(not item.instances for item in items)
     if merged:
         told.append(f"{merged} annotations are masks that do not tell nuclei apart; scores of nuclei leave them out")
@@ -127,21 +134,54 @@ def beware(rows: Sequence[Row], items: Sequence[Item], spec: ModelSpec | None) -
     return told
 
 
-def seen_in_training(items: Sequence[Item], spec: ModelSpec) -> list[str]:
-    """Return a warning for each source and group whose name occurs in the model's list of training data.
+def seen_in_training(items: Sequence[Item], bundle: Bundle) -> list[str]:
+    """Return a warning where weights were made of the images, or of others of their groups, or were chosen by them.
 
-    The list is text, so this is a guess from words; a source called test is not taken for a training set.
+    Of the sources in the bundle's split.csv, which training writes, that is known. What else model.yaml lists as
+    training data is text, so there it is a guess from words; a source called test is not taken for a training set.
     """
-    told = []
-    for line in spec.training_data:
+    path, name = bundle.folder / SPLIT_FILE, bundle.spec.name
+    members = read_splits(path) if path.is_file() else []
+    told = _seen_in_split(items, members, name)
+    known = {_source_of(member) for member in members if member.split == "train"}
+    for line in bundle.spec.training_data:
+        if os.path.normpath(line) in known:
+            continue
         names = [s for s in sorted({item.source for item in items}) if _names_source(line, s)]
         names += [g for g in sorted({item.group for item in items}) if _names_group(line, g)]
         told += [
-            f"{name} seems to be in the training data of {spec.name} ({line!r}); "
+            f"{said} seems to be in the training data of {name} ({line!r}); "
             "scores on images that a model has learned from say nothing of others"
-            for name in dict.fromkeys(names)
+            for said in dict.fromkeys(names)
         ]
     return told
+
+
+def _seen_in_split(items: Sequence[Item], members: Sequence[Member], model: str) -> list[str]:
+    told, sources = [], {_source_of(member) for member in members}
+    for split, said in _SAID.items():
+        own = [member for member in members if member.split == split]
+        names, groups = {member.name for member in own}, {member.group for member in own}
+        seen = [
+            item
+            for item in items
+            if any(f"{s}/{item.name}" in names or f"{s}/{item.group}" in groups for s in sources if _is_of(item, s))
+        ]
+        if seen:
+            told.append(f"{len(seen)} of {len(items)} images ({seen[0].name} ...) are of groups that {model} {said}")
+    return told
+
+
+def _source_of(member: Member) -> str:
+    """Return the folder, below the root of all data, that an image was trained from."""
+    return member.name.rpartition("/")[0]
+
+
+def _is_of(item: Item, source: str) -> bool:
+    """Tell whether an image is of a source, by what its dataset says or by the folder that it lies in."""
+    parts = tuple(part for part in Path(source).parts if part != "..")
+    folder = Path(os.path.abspath(item.image)).parts[:-2]
+    return os.path.normpath(item.source) == source or folder[len(folder) - len(parts) :] == parts
 
 
 def _names_source(line: str, source: str) -> bool:

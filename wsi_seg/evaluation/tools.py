@@ -7,20 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_seg.api import DeviceChoice, load_model
-from wsi_seg.bundles import SPEC_FILE, find_bundle, shipped_names
+from wsi_seg.bundles import SPEC_FILE, Bundle, find_bundle, shipped_names
 from wsi_seg.config import ModelSpec
 from wsi_seg.dataset import Item
 from wsi_seg.evaluation.labels import check_predictions
 from wsi_seg.evaluation.scoring import Row, Seen, evaluate, evaluate_labels
+from wsi_seg.nets.heads import has_classes
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The rows of one tool; spec: of a model, None of labels in a folder."""
+    """The rows of one tool; bundle: of a model, None of labels in a folder."""
 
     name: str
-    spec: ModelSpec | None
+    bundle: Bundle | None
     rows: list[Row]
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """What the model says of itself."""
+        return None if self.bundle is None else self.bundle.spec
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes 1, 2 ..., of models that tell them apart."""
+        return () if self.spec is None or not has_classes(self.spec.head) else tuple(c.name for c in self.spec.classes)
 
     @property
     def about(self) -> str:
@@ -48,8 +59,7 @@ def check_tool(tool: str, items: Sequence[Item]) -> None:
 
 def run_model(model: str, items: Sequence[Item], device: DeviceChoice, seen: Seen | None = None) -> Result:
     """Load a model and evaluate it."""
-    loaded = load_model(model, device)
-    return Result(model, loaded.spec, evaluate(loaded, items, seen))
+    return Result(model, find_bundle(model), evaluate(load_model(model, device), items, seen))
 
 
 def run_labels(folder: str, items: Sequence[Item], seen: Seen | None = None) -> Result:

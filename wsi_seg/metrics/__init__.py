@@ -17,6 +17,7 @@ from wsi_seg.metrics.instances import (
     instance_scores,
     panoptic,
     well_assigned,
+    without_matches,
 )
 from wsi_seg.metrics.pixels import (
     Curve,
@@ -47,4 +48,5 @@ __all__ = [
     "roc_auc",
     "roc_curve",
     "well_assigned",
+    "without_matches",
 ]

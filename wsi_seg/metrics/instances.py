@@ -134,6 +134,13 @@ def well_assigned(truth: Labels, found: Labels) -> npt.NDArray[np.bool_]:
     return np.asarray(partner[_numbered(truth)[0]] == _numbered(found)[0])
 
 
+def without_matches(found: Labels, truth: Labels) -> Labels:
+    """Return (H, W) found labels less those that match a nucleus of `truth` (IoU > 0.5)."""
+    pairs = _pairs_of(truth, found)
+    matched = pairs.found[pairs.iou > 0.5] + 1
+    return np.where(np.isin(_numbered(found)[0], matched), 0, found)
+
+
 def _numbered(labels: Labels) -> tuple[Indices, Counts]:
     """Return (H, W) numbers 0..n, 0 background, in the order of the first pixels, and (n,) areas.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from wsi_seg.bundles import SPLIT_FILE
 from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.inference import Device
 from wsi_seg.process import prepare_for_computing
@@ -51,7 +52,7 @@ def train(
     data = team.lead(lambda: gather(recipe, data_root, run / "data"))
     identity = team.lead(lambda: identity_of(recipe, data))
     progress, state = checkpoint.load(path, identity) or (checkpoint.Progress(), None)
-    team.lead(lambda: write_splits(out / "split.csv", members(data)))
+    team.lead(lambda: write_splits(out / SPLIT_FILE, members(data)))
     if state is not None and progress.is_over(schedule.steps):
         tell(f"was trained before, to step {progress.step}")
         return team.lead(lambda: write_bundle(recipe, progress.best_weights or state["average"], progress, out))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from wsi_seg.bundles import find_bundle, read_bundle
+from wsi_seg.bundles import SPLIT_FILE, find_bundle, read_bundle
 from wsi_seg.dataset import Item
 from wsi_seg.errors import OutputError
 from wsi_seg.evaluation.comparison import compare_into
@@ -30,7 +30,7 @@ from wsi_seg.training.recipe import Plan, Recipe, read_plan
 from wsi_seg.training.sources import check_test, gather
 
 Tell = Callable[[str], None]
-_BESIDE = ("weights.safetensors", "curves.png", "metrics.csv", "loss.csv", "split.csv")
+_BESIDE = ("weights.safetensors", "curves.png", "metrics.csv", "loss.csv", SPLIT_FILE)
 _TESTED = "tested.json"  # in OUT/test: what was scored there
 
 
