@@ -50,10 +50,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def discs_root(tmp_path_factory: pytest.TempPathFactory, tissue_rgb: npt.NDArray[np.uint8]) -> Path:
-    """Three small datasets: discs of two kinds with instances and types, the same as masks, and more to validate on."""
+    """Discs of two kinds with instances and types, as masks, more to test on, and some without types."""
     root = tmp_path_factory.mktemp("discs_root")
     rng = np.random.default_rng(5)
-    for name, images in (("discs", 3), ("fused", 2), ("other", 2)):
+    for name, images in (("discs", 3), ("fused", 2), ("other", 2), ("bare", 1)):
         folder = root / name
         for part in ("images", "masks" if name == "fused" else "labels", "types"):
             (folder / part).mkdir(parents=True)
@@ -62,7 +62,8 @@ def discs_root(tmp_path_factory: pytest.TempPathFactory, tissue_rgb: npt.NDArray
             picture = tissue_rgb[:200, :200].copy()
             picture[types == 1], picture[types == 2] = (80, 50, 120), (160, 40, 60)
             Image.fromarray(picture).save(folder / "images" / f"p{k}_1.png")
-            Image.fromarray(types).save(folder / "types" / f"p{k}_1.png")
+            if name != "bare":
+                Image.fromarray(types).save(folder / "types" / f"p{k}_1.png")
             if name == "fused":
                 Image.fromarray((labels > 0).astype(np.uint8) * 255).save(folder / "masks" / f"p{k}_1.png")
             else:

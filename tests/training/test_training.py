@@ -105,9 +105,13 @@ def test_the_encoder_rests_in_the_first_phase(make_recipe: RecipeMaker, discs_ro
     for step in range(3):
         learner.step(step, feed, 0)
         state = learner.network.state_dict()
-        weights.append((state["encoder.conv1.weight"].clone(), state["segmentation_head.0.weight"].clone()))
-    assert torch.equal(weights[0][0], weights[1][0]) and not torch.equal(weights[0][1], weights[1][1])
-    assert not torch.equal(weights[1][0], weights[2][0])
+        weights.append({name: value.clone() for name, value in state.items()})
+
+    def changed(one: int, other: int) -> set[str]:
+        return {name for name, value in weights[one].items() if not torch.equal(value, weights[other][name])}
+
+    assert changed(0, 1) and not any(name.startswith("encoder.") for name in changed(0, 1))
+    assert {"encoder.conv1.weight", "encoder.bn1.running_mean", "segmentation_head.0.weight"} <= changed(1, 2)
 
 
 @pytest.mark.parametrize("head", ["binary", "multiclass", "instances", "types"])
@@ -217,6 +221,10 @@ def test_a_mistake_in_the_recipe_is_named(changes: dict[str, Any], said: str, ma
             "validation.metric is aji, which the annotations do not define.*expected one of dice, iou",
         ),
         ({"validation": {"share": 0.4, "metric": "dice_class"}}, "dice_class, .*not with head instances"),
+        (
+            {"network": {"head": "multiclass"}, "train": [{"path": "bare", "mpp": 0.25}]},
+            "bare has no types/, .*multiclass",
+        ),
         ({"test": [{"path": "./discs", "mpp": 0.25, "only": ["p0_1"]}]}, "is listed 2 times|is in"),
     ],
 )
@@ -225,6 +233,16 @@ def test_what_is_wrong_with_the_data_is_named(
 ) -> None:
     with pytest.raises(UsageError, match=said):
         train(make_recipe(**changes), discs_root, tmp_path / "model")
+
+
+def test_a_source_that_teaches_nothing_of_classes_is_told_once(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    classes = [{"name": name, "color": [9, 9, 9]} for name in "ab"]
+    sources = [{"path": "discs", "mpp": 0.25}, {"path": "bare", "mpp": 0.25}]
+    path = make_recipe(network={"head": "types", "classes": classes}, train=sources, schedule={"steps": 1})
+    told = train(path, discs_root, tmp_path / "model")
+    assert [line for line in told if "classes" in line] == ["teaches nothing of classes, since it has no types/: bare"]
 
 
 def test_images_without_annotation_or_of_another_size_are_named(make_recipe: RecipeMaker, tmp_path: Path) -> None:

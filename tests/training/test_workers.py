@@ -39,6 +39,17 @@ def test_batch_norm_alone_is_torchs_own() -> None:
     torch.testing.assert_close(shared(values), own(values))
 
 
+def test_batch_norm_of_a_resting_encoder_keeps_its_statistics() -> None:
+    """As in `Learner`: under bf16 too, and what comes out is what torch's own gives."""
+    own, values = nn.BatchNorm2d(5), torch.randn(4, 5, 6, 6, dtype=torch.bfloat16)
+    shared = SharedBatchNorm(own, Team()).eval()
+    before = {name: value.clone() for name, value in shared.state_dict().items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(shared(values), own.eval()(values))
+    for name, value in shared.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
 @pytest.mark.parametrize("drawn", ["rand", "dropout", "dropout2d"])
 def test_two_workers_draw_what_one_would(drawn: str) -> None:
     def draw(team: Team, crops: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from wsi_seg.architectures import ARCHITECTURES, dimensions_of, stride_of
 from wsi_seg.nets.preprocessing import preprocessing_of
-from wsi_seg.nets.registry import build_network, encoder_parameters, load_network
+from wsi_seg.nets.registry import build_network, encoder_parameters, encoder_part, load_network
 from wsi_seg.nets.weights import load_encoder, load_weights, save_encoder
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "build_network",
     "dimensions_of",
     "encoder_parameters",
+    "encoder_part",
     "load_encoder",
     "load_network",
     "load_weights",

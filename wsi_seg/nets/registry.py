@@ -58,9 +58,14 @@ def load_network(bundle: Bundle) -> nn.Module:
     return network.eval()
 
 
-def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of the network's encoder that can be trained; ModelError where it has no encoder."""
+def encoder_part(network: nn.Module) -> nn.Module:
+    """Return the network's encoder; ModelError where it has none."""
     encoder = dict(network.named_children()).get("encoder")
     if encoder is None:
         raise ModelError("the network has no encoder that could be frozen; leave schedule.freeze out")
-    return [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    return encoder
+
+
+def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of the network's encoder that can be trained; ModelError where it has no encoder."""
+    return [parameter for parameter in encoder_part(network).parameters() if parameter.requires_grad]

@@ -14,7 +14,7 @@ from wsi_seg.bundles import find_bundle
 from wsi_seg.config import ModelSpec
 from wsi_seg.errors import WsiSegError
 from wsi_seg.inference import Device, choose_precision
-from wsi_seg.nets import build_network, encoder_parameters, load_weights
+from wsi_seg.nets import build_network, encoder_parameters, encoder_part, load_weights
 from wsi_seg.nets.heads import has_classes, out_channels
 from wsi_seg.training.batch import Batch
 from wsi_seg.training.bundle import preprocessing_of_recipe
@@ -88,7 +88,8 @@ class Learner:
         network = network.to(device=self._device, dtype=self._dtype)
         network = network.to(memory_format=self._layout)  # type: ignore[call-overload]
         self.network = team.joined(network).train()
-        self._encoder = encoder_parameters(network) if recipe.schedule.freeze else []
+        self._encoder = encoder_part(self.network) if recipe.schedule.freeze else None
+        self._frozen = encoder_parameters(self.network) if recipe.schedule.freeze else []
         schedule = recipe.schedule
         self.average = Average(self.network, schedule.ema)
         make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[schedule.optimiser]
@@ -104,7 +105,7 @@ class Learner:
     def step(self, step: int, feed: Feed, plateaus: int) -> dict[str, float]:
         """Learn from the batch of one step; return its losses, "loss" being their weighted sum."""
         schedule = self._recipe.schedule
-        self._set_rate(step, plateaus)
+        self._set_phase(step, plateaus)
         torch.manual_seed(self._recipe.seed * 1_000_003 + step)  # of what the network itself draws
         self.optimiser.zero_grad(set_to_none=True)
         means: dict[str, float] = {}
@@ -126,11 +127,15 @@ class Learner:
         self.average.update(self.network, step)
         return means
 
-    def _set_rate(self, step: int, plateaus: int) -> None:
+    def _set_phase(self, step: int, plateaus: int) -> None:
+        """Set the rate, and let the encoder rest or learn: its weights, and the statistics of its batch norm."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(step, self._recipe.schedule, plateaus)
-        for parameter in self._encoder:
-            parameter.requires_grad_(not frozen_at(step, self._recipe.schedule))
+        learns = not frozen_at(step, self._recipe.schedule)
+        if self._encoder is not None:
+            self._encoder.train(learns)
+        for parameter in self._frozen:
+            parameter.requires_grad_(learns)
 
     def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         shape = (1, -1, *[1] * (batch.pixels.dim() - 2))

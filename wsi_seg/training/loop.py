@@ -9,6 +9,7 @@ from pathlib import Path
 from wsi_seg.bundles import SPLIT_FILE
 from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.inference import Device
+from wsi_seg.nets.heads import has_classes
 from wsi_seg.process import prepare_for_computing
 from wsi_seg.splits import write_splits
 from wsi_seg.training import checkpoint
@@ -19,7 +20,7 @@ from wsi_seg.training.learner import Learner
 from wsi_seg.training.log import Journal
 from wsi_seg.training.recipe import Recipe
 from wsi_seg.training.schedule import rate_at
-from wsi_seg.training.sources import gather, members
+from wsi_seg.training.sources import gather, members, without_types
 from wsi_seg.training.validation import SHOWN, Judge
 from wsi_seg.training.workers import Team
 
@@ -63,6 +64,8 @@ def train(
         tell(f"continuing at step {progress.step} of {schedule.steps}")
     elif learner.anew:
         tell(f"made anew, since {recipe.init_from} has another head: {', '.join(learner.anew)}")
+    if has_classes(recipe.network.head) and (untyped := without_types(recipe, data.train)):
+        tell(f"teaches nothing of classes, since it has no types/: {', '.join(untyped)}")
     feed = make_feed(recipe, data.train)
     judge = Judge(recipe, data.validation, device) if recipe.validation and team.leads else None
     journal = Journal(out, tuple(recipe.losses.weights), SHOWN, schedule.steps, tell)

@@ -139,7 +139,10 @@ _USUAL = {
 
 
 class Freeze(Strict):
-    """A first phase in which the encoder keeps its weights. learning_rate: of that phase, constant."""
+    """A first phase in which the encoder keeps its weights and the statistics of its batch norm, and drops nothing.
+
+    learning_rate: of that phase, constant.
+    """
 
     steps: int = Field(gt=0)
     learning_rate: Positive

@@ -32,7 +32,7 @@ def rate_at(step: int, schedule: Schedule, plateaus: int = 0) -> float:
 
 
 def frozen_at(step: int, schedule: Schedule) -> bool:
-    """Tell whether the encoder keeps its weights in this step."""
+    """Tell whether the encoder rests in this step."""
     return schedule.freeze is not None and step < schedule.freeze.steps
 
 

@@ -45,6 +45,11 @@ def gather(recipe: Recipe, data_root: Path, prepared: Path) -> Data:
         return [item for source in sources for item in open_source(source, data_root, prepared, volumes)]
 
     train = [(opened([source]), source.weight) for source in recipe.train]
+    if recipe.network.head == "multiclass" and (untyped := without_types(recipe, train)):
+        raise UsageError(
+            f"train: {untyped[0]} has no types/, without which head multiclass learns nothing; leave it out, or "
+            "choose head types, which also learns from what is nucleus"
+        )
     rule, held = recipe.validation, []
     if rule is not None and rule.sources:
         held = opened(rule.sources)
@@ -60,6 +65,12 @@ def gather(recipe: Recipe, data_root: Path, prepared: Path) -> Data:
     data = Data(train, held, opened(recipe.test))
     check(members(data))
     return data
+
+
+def without_types(recipe: Recipe, train: Sources) -> list[str]:
+    """Return the paths of the sources to train on none of whose images has types."""
+    pairs = zip(recipe.train, train, strict=True)
+    return [source.path for source, (items, _) in pairs if not any(item.types for item in items)]
 
 
 def members(data: Data) -> list[Member]:
