@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wsi_seg.config import ModelSpec, RunSettings, check
+from wsi_seg.config import ModelSpec, RunSettings, check, read_yaml
 from wsi_seg.errors import UsageError
 
 SPEC: dict[str, Any] = {
@@ -73,6 +74,26 @@ def test_a_missing_key_is_named() -> None:
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(UsageError, match=r"mpp: .*; unknown key 'encodr'"):
         spec(mpp=-1, encodr="x")
+
+
+def test_a_mistake_in_a_list_is_told_alone() -> None:
+    with pytest.raises(UsageError) as raised:
+        spec(classes=[{"nam": "N", "name": "N", "color": [1, 2, 3]}])
+    assert str(raised.value) == "model.yaml: unknown key 'classes.0.nam'; did you mean 'name'?"
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\nb: {c: 2,\n  a: 1}\na: 2", "a: 1\nb:\n- {c: 1, d: 2,\n   c: 1}", "\n\nb: {c: 1, c: 1}"]
+)
+def test_a_key_that_is_given_twice_is_named_with_its_lines(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"x\.yaml: .*line [34]: the key '[ac]' was given in line [13];"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_keys_that_override_what_is_merged_are_not_twice(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("a: &a {k: 1, l: 2}\nb: &b {<<: *a, k: 3}\nc: {<<: *b, l: 4}\n")
+    assert read_yaml(tmp_path / "x.yaml")["c"] == {"k": 3, "l": 4}
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:

@@ -5,7 +5,7 @@ Unknown keys are errors with a suggestion; nothing is filled in silently that ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -224,10 +224,24 @@ class RunSettings(Strict):
         return self
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which the last would count in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401
+        node = super().compose_mapping_node(anchor)
+        known: dict[tuple[str, str], int] = {}
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in known:
+                raise yaml.YAMLError(f"line {line}: the key {key.value!r} was given in line {known[name]}; keep one")
+            known[name] = line
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file; tags that would build objects are refused."""
+    """Return the keys and values of a YAML file; keys given twice, and tags that would build objects, are refused."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
@@ -240,7 +254,16 @@ def check(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        raise UsageError(f"{where}: " + "; ".join(_explain(kind, e) for e in error.errors())) from None
+        told = [mistake for mistake in error.errors() if not _follows(mistake, error.errors())]
+        raise UsageError(f"{where}: " + "; ".join(_explain(kind, mistake) for mistake in told)) from None
+
+
+def _follows(mistake: Mapping[str, Any], mistakes: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether a list is too short only because items in it are wrong."""
+    at = mistake["loc"]
+    return mistake["type"] == "too_short" and any(
+        len(other["loc"]) > len(at) and other["loc"][: len(at)] == at for other in mistakes
+    )
 
 
 def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
