@@ -265,9 +265,35 @@ def test_other_images_under_the_same_recipe_do_not_continue_it(
     shutil.copytree(discs_root, moved)
     train(path, moved, out)
     (moved / "discs" / "images" / "p2_1.png").unlink()
-    with pytest.raises(ResumeError, match=r"other data \(changed: images\)"):
+    with pytest.raises(ResumeError, match=r"other data \(changed: files, images\)"):
         train(path, moved, out)
     assert (out / "split.csv").read_text() == listed
+
+
+def test_an_image_that_was_exchanged_does_not_continue_it(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(discs_root, moved := tmp_path / "moved")
+    train(path := make_recipe(schedule={"steps": 1}), moved, out := tmp_path / "model")
+    for part in ("images", "labels"):
+        shutil.copyfile(moved / "discs" / part / "p1_1.png", moved / "discs" / part / "p2_1.png")
+        with pytest.raises(ResumeError, match=r"other data \(changed: files\)"):
+            train(path, moved, out)
+        shutil.copyfile(discs_root / "discs" / part / "p2_1.png", moved / "discs" / part / "p2_1.png")
+        assert train(path, moved, out) == ["was trained before, to step 1"]
+
+
+def test_what_was_prepared_on_the_way_follows_its_files(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(discs_root, moved := tmp_path / "moved")
+    source = {"path": "fused", "mpp": 0.25, "prepare": {"form": "binary", "annotations": "masks"}}
+    recipe = read_plan(make_recipe(train=[source])).stages[0]
+    before = gather(recipe, moved, tmp_path / "data").learned
+    assert gather(recipe, moved, tmp_path / "data").learned == before
+    Image.fromarray(np.full((200, 200), 255, np.uint8)).save(moved / "fused" / "masks" / "p0_1.png")
+    after = gather(recipe, moved, tmp_path / "data").learned
+    assert after[0].read_labels().min() == 1 and before[0].read_labels().min() == 0
 
 
 def test_what_is_only_told_may_change(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from wsi_seg.bundles import find_bundle
+from wsi_seg.errors import UsageError
+from wsi_seg.nets.heads import has_classes
 from wsi_seg.stain.normaliser import read_target
 from wsi_seg.training.recipe import Recipe
 from wsi_seg.training.sources import AnyItem, Data
+from wsi_seg.volume_dataset import VolumeItem
 
 _TOLD = {"name", "description", "licence", "test"}  # of a recipe: what decides nothing
 
@@ -18,7 +21,7 @@ _TOLD = {"name", "description", "licence", "test"}  # of a recipe: what decides 
 def identity_of(recipe: Recipe, data: Data) -> dict[str, Any]:
     """Return the recipe as far as it decides, which images it means, and what is in the files that it names.
 
-    Where these files and the data lie does not count.
+    Where these files and the data lie does not count; what is in them does, to the byte.
     """
     files = {"init_from", "stain_norm"}
     facts = recipe.model_dump(mode="json", exclude={*_TOLD, *files})
@@ -28,6 +31,7 @@ def identity_of(recipe: Recipe, data: Data) -> dict[str, Any]:
         **facts,
         "images": [_digest([_facts(item) for item in items]) for items, _ in data.train],
         "validation_images": _digest([_facts(item) for item in data.validation]),
+        "files": _digest([_contents(item, recipe) for item in [*data.learned, *data.validation]]),
         "start": None if recipe.init_from is None else find_bundle(recipe.init_from).spec.weights.sha256,
         "stain": None if recipe.stain_norm is None else read_target(recipe.stain_norm).model_dump(mode="json"),
     }
@@ -35,6 +39,22 @@ def identity_of(recipe: Recipe, data: Data) -> dict[str, Any]:
 
 def _facts(item: AnyItem) -> list[Any]:
     return [item.name, item.group, item.mpp, item.instances]
+
+
+def _contents(item: AnyItem, recipe: Recipe) -> list[str]:
+    """Return the hashes of the files of an item that are read: 0.5 GB/s and more, so 2 s for 300 images of 3 MB."""
+    read = [item.volume if isinstance(item, VolumeItem) else item.image, item.labels]
+    if item.types is not None and has_classes(recipe.network.head):
+        read.append(item.types)
+    return [_hash(path) for path in read]
+
+
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); check that the copy is whole") from None
 
 
 def _digest(values: list[Any]) -> str:

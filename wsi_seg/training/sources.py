@@ -131,17 +131,24 @@ def _opened(source: Source, folder: Path, volumes: bool) -> list[AnyItem]:
 
 
 def _prepared(source: Source, folder: Path, prepared: Path) -> Path:
-    """Return the dataset made of a source in another form; made once for each way to make it."""
+    """Return the dataset made of a source in another form; made once for each way to make it and state of its files."""
     assert source.prepare is not None
     settings = source.prepare.model_dump(mode="json")
-    told = json.dumps([str(folder.absolute()), settings, source.mpp], sort_keys=True)
+    images, annotations = folder / source.prepare.images, folder / source.prepare.annotations
+    files = [_stamps(images), _stamps(annotations)]
+    told = json.dumps([str(folder.absolute()), settings, source.mpp, files], sort_keys=True)
     out = prepared / f"{Path(source.path).name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
     if not out.exists():
         prepared.mkdir(parents=True, exist_ok=True)
         options = source.prepare.options.model_copy(update={"mpp": source.prepare.options.mpp or source.mpp})
-        images, annotations = folder / source.prepare.images, folder / source.prepare.annotations
         prepare(images, annotations, out, form=source.prepare.form, options=options, facts=Facts(source=source.path))
     return out
+
+
+def _stamps(folder: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and time of change of each file below the folder; none where there is no folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(str(path.relative_to(folder)), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
 
 
 def _chosen(items: list[AnyItem], source: Source) -> list[AnyItem]:
