@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,11 @@ from wsi_seg.training.augmentation import OPERATIONS, PRESETS, Augmentation
 from wsi_seg.training.augmentation.base import Geometric
 from wsi_seg.training.batch import Batch
 from wsi_seg.training.crops import Crops
+from wsi_seg.training.feeds import Ahead
+from wsi_seg.training.learner import portions
 from wsi_seg.training.pictures import distance_map
+from wsi_seg.training.recipe import Schedule
+from wsi_seg.training.workers import Team
 
 Array = npt.NDArray[Any]
 CPU = torch.device("cpu")
@@ -200,6 +205,35 @@ def test_images_without_types_are_unknown_all_over(tmp_path: Path) -> None:
     assert 0 < batch.has_types.sum() < 40
     assert (batch.types[batch.has_types == 0] == -1).all()
     assert batch.types[batch.has_types == 1].max() == 1
+
+
+def test_crops_are_made_ahead_and_are_the_same(items: list[Item]) -> None:
+    """An error is raised where the crops that it concerns are asked for."""
+    asked: list[tuple[int, tuple[int, ...]]] = []
+    second = Event()
+
+    class Noting(Crops):
+        def batch(self, step: int, places: Sequence[int], device: torch.device) -> Batch:
+            asked.append((step, tuple(places)))
+            if len(asked) == 2:
+                second.set()
+            if step == 2:
+                raise UsageError("no crops")
+            return super().batch(step, places, device)
+
+    settings = Schedule(steps=2, batch_size=8, accumulate=2, crop_px=64, learning_rate=0.1)
+    parts = portions(settings, Team(1, 2))
+    assert [list(places) for places in parts] == [[2, 3], [6, 7]]
+    noting, crops = Noting([(items, 1.0)], seed=1, crop_px=64, mpp=0.25), crops_of(items, Augmentation())
+    ahead = Ahead(noting, parts)
+    first = ahead.batch(0, parts[0], CPU)
+    assert second.wait(60)
+    assert_equal(first, crops.batch(0, [2, 3], CPU))
+    for step, places in ((0, parts[1]), (1, parts[0]), (1, parts[1])):
+        assert_equal(ahead.batch(step, places, CPU), crops.batch(step, places, CPU))
+    with pytest.raises(UsageError, match="no crops"):
+        ahead.batch(2, parts[0], CPU)
+    assert asked[:5] == [(0, (2, 3)), (0, (6, 7)), (1, (2, 3)), (1, (6, 7)), (2, (2, 3))]
 
 
 def test_crops_can_be_around_nuclei(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from wsi_seg.nets.heads import has_classes, out_channels
 from wsi_seg.training.batch import Batch
 from wsi_seg.training.bundle import preprocessing_of_recipe
 from wsi_seg.training.losses import loss_parts, total
-from wsi_seg.training.recipe import Recipe
+from wsi_seg.training.recipe import Recipe, Schedule
 from wsi_seg.training.schedule import frozen_at, rate_at
 from wsi_seg.training.workers import AlikeDraws, Team
 
@@ -28,6 +28,13 @@ class Feed(Protocol):
     """Where crops come from; each is a function of step and place alone."""
 
     def batch(self, step: int, places: Sequence[int], device: torch.device) -> Batch: ...
+
+
+def portions(schedule: Schedule, team: Team) -> list[range]:
+    """Return the worker's places in each portion of a step, in their order."""
+    size = schedule.batch_size // schedule.accumulate
+    own = team.places(size)
+    return [range(first + own.start, first + own.stop) for first in range(0, schedule.batch_size, size)]
 
 
 class Average:
@@ -109,9 +116,7 @@ class Learner:
         torch.manual_seed(self._recipe.seed * 1_000_003 + step)  # of what the network itself draws
         self.optimiser.zero_grad(set_to_none=True)
         means: dict[str, float] = {}
-        size = schedule.batch_size // schedule.accumulate
-        for portion in range(schedule.accumulate):
-            places = [portion * size + place for place in self._team.places(size)]
+        for places in portions(schedule, self._team):
             parts = self._losses(feed.batch(step, places, self._device))
             loss = total(parts, self._recipe.losses)
             (loss / schedule.accumulate).backward()  # type: ignore[no-untyped-call]

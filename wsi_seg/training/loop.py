@@ -14,9 +14,9 @@ from wsi_seg.process import prepare_for_computing
 from wsi_seg.splits import write_splits
 from wsi_seg.training import checkpoint
 from wsi_seg.training.bundle import write_bundle
-from wsi_seg.training.feeds import make_feed
+from wsi_seg.training.feeds import Ahead, make_feed
 from wsi_seg.training.identity import identity_of
-from wsi_seg.training.learner import Learner
+from wsi_seg.training.learner import Feed, Learner, portions
 from wsi_seg.training.log import Journal
 from wsi_seg.training.recipe import Recipe
 from wsi_seg.training.schedule import rate_at
@@ -66,7 +66,9 @@ def train(
         tell(f"made anew, since {recipe.init_from} has another head: {', '.join(learner.anew)}")
     if has_classes(recipe.network.head) and (untyped := without_types(recipe, data.train)):
         tell(f"teaches nothing of classes, since it has no types/: {', '.join(untyped)}")
-    feed = make_feed(recipe, data.train)
+    feed: Feed = make_feed(recipe, data.train)
+    if device == "cuda":
+        feed = Ahead(feed, portions(schedule, team))
     judge = Judge(recipe, data.validation, device) if recipe.validation and team.leads else None
     journal = Journal(out, tuple(recipe.losses.weights), SHOWN, schedule.steps, tell)
     team.lead(lambda: journal.begin(progress.step))
