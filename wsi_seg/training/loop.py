@@ -20,7 +20,7 @@ from wsi_seg.training.learner import Feed, Learner, portions
 from wsi_seg.training.log import Journal
 from wsi_seg.training.recipe import Recipe
 from wsi_seg.training.schedule import rate_at
-from wsi_seg.training.sources import gather, members, without_types
+from wsi_seg.training.sources import Data, gather, members, without_types
 from wsi_seg.training.validation import SHOWN, Judge
 from wsi_seg.training.workers import Team
 
@@ -66,9 +66,7 @@ def train(
         tell(f"made anew, since {recipe.init_from} has another head: {', '.join(learner.anew)}")
     if has_classes(recipe.network.head) and (untyped := without_types(recipe, data.train)):
         tell(f"teaches nothing of classes, since it has no types/: {', '.join(untyped)}")
-    feed: Feed = make_feed(recipe, data.train)
-    if device == "cuda":
-        feed = Ahead(feed, portions(schedule, team))
+    feed = _feed(recipe, data, device, team)
     judge = Judge(recipe, data.validation, device) if recipe.validation and team.leads else None
     journal = Journal(out, tuple(recipe.losses.weights), SHOWN, schedule.steps, tell)
     team.lead(lambda: journal.begin(progress.step))
@@ -91,6 +89,12 @@ def train(
         tell(f"ended at step {progress.step}: nothing was better than step {progress.best_step}")
     weights = progress.best_weights or learner.average.values
     return team.lead(partial(write_bundle, recipe, weights, progress, out))
+
+
+def _feed(recipe: Recipe, data: Data, device: Device, team: Team) -> Feed:
+    """Return what makes the crops; on a GPU a portion ahead, which on CPU would take cores from the step."""
+    feed = make_feed(recipe, data.train)
+    return Ahead(feed, portions(recipe.schedule, team)) if device == "cuda" else feed
 
 
 def _note(journal: Journal, step: int, rate: float, means: Mapping[str, float], stop: Path) -> bool:
