@@ -22,6 +22,8 @@ from scipy import ndimage
 from wsi_seg.errors import UsageError, suggest
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "TIFF")
+"""What Pillow may take a picture for, whatever its name; others, such as EPS, start programs."""
 ITEM_COLUMNS = ("name", "group", "source", "mpp", "licence")
 
 
@@ -45,12 +47,12 @@ class Item:
 
     def read_image(self) -> npt.NDArray[np.uint8]:
         """Return (H, W, 3) uint8 RGB."""
-        with Image.open(self.image) as image:
+        with Image.open(self.image, formats=FORMATS) as image:
             return np.asarray(image.convert("RGB"))
 
     def read_labels(self) -> npt.NDArray[np.int32]:
         """Return (H, W) int32; components of a binary mask get a number each."""
-        with Image.open(self.labels) as image:
+        with Image.open(self.labels, formats=FORMATS) as image:
             values = np.asarray(image)
         if self.instances:
             return values.astype(np.int32)
@@ -60,7 +62,7 @@ class Item:
         """Return (H, W) uint8 classes, None where there are none."""
         if self.types is None:
             return None
-        with Image.open(self.types) as image:
+        with Image.open(self.types, formats=FORMATS) as image:
             return np.asarray(image).astype(np.uint8)
 
 
@@ -109,7 +111,7 @@ def _item(root: Path, image: Path, facts: dict[str, str], mpp: float | None) -> 
 def _size(path: Path) -> tuple[int, int]:
     """Return (width, height) of a picture."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             return picture.size
     except (OSError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path}: cannot be read as a picture ({error}); check that the copy is whole") from None

@@ -15,6 +15,7 @@ from wsi_seg.errors import UsageError
 
 TIFFS = (".tif", ".tiff")
 PICTURES = (".png", *TIFFS, ".bmp", ".gif", ".jpg", ".jpeg")
+_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")  # others, such as EPS, start programs
 
 
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
@@ -51,7 +52,7 @@ def read_npz(path: Path, key: str) -> npt.NDArray[Any] | None:
 
 def _opened(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=_FORMATS)
         image.load()
     except UnidentifiedImageError:
         raise UsageError(f"{path}: is no picture; expected one of {', '.join(PICTURES)}") from None

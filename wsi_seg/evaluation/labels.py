@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from wsi_seg.dataset import Item
+from wsi_seg.dataset import FORMATS, Item
 from wsi_seg.errors import UsageError
 
 
@@ -42,7 +42,7 @@ def check_predictions(folder: Path, items: Sequence[Item]) -> None:
 
 def read_prediction(folder: Path, item: Item) -> Prediction:
     """Return what the folder has for one image."""
-    with Image.open(item.image) as image:
+    with Image.open(item.image, formats=FORMATS) as image:
         shape = image.size[1], image.size[0]
     labels = _read(_labels_path(folder, item), shape).astype(np.int32)
     probability, types = (_optional(folder / part / f"{item.name}.png", shape) for part in ("probability", "types"))
@@ -68,7 +68,7 @@ def _optional(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.uint8] | Non
 
 def _read(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.integer]:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             values = np.asarray(image)
     except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
         raise UsageError(f"{path}: cannot be read ({error})") from None

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from wsi_seg.errors import MppError, UsageError
 from wsi_seg.geometry import Box
+from wsi_seg.slides.limits import check_area, check_levels
 from wsi_seg.slides.mpp import check_mpp, require_mpp, settle_mpp
 from wsi_seg.slides.paths import stem
 from wsi_seg.slides.resample import LazyLevel, LazyResampled
@@ -28,6 +29,8 @@ log = logging.getLogger("wsi_seg")
 
 LEVEL_TOLERANCE = 0.03
 """A level this close to the wanted mpp is read as it is."""
+SHAPE_TOLERANCE = 0.05
+"""A level whose height differs by more from what its width says is not used."""
 MAX_ENLARGEMENT = 2.2
 """Beyond this factor a network sees nothing but interpolation."""
 CHUNK = 1024
@@ -76,6 +79,11 @@ class Slide(ABC):
     which every process opens for itself at its first read; reads may come from many threads at once.
     """
 
+    kept: object = None
+    """What the slide's file needs to stay where it is, such as the copy of a remote one."""
+    version: str = ""
+    """Of a remote file; another content has another one. Empty where none is known."""
+
     def __init__(self, path: str, mpp: float | None = None) -> None:
         self.path = str(path)
         self._location = self.path if "://" in self.path else os.path.abspath(self.path)
@@ -86,10 +94,12 @@ class Slide(ABC):
         self._take(self._facts(), mpp)
 
     def _take(self, facts: Facts, mpp: float | None) -> None:
-        self.level_dimensions = facts.level_dimensions
+        check_levels(self.path, facts.level_dimensions)
+        self._own_index = _levels_of_one_shape(self.path, facts.level_dimensions)
+        self.level_dimensions = tuple(facts.level_dimensions[own] for own in self._own_index)
         self.properties: Mapping[str, str] = facts.properties
-        self.level_downsamples = _downsamples(facts.level_dimensions)
-        self._tiles = facts.tiles
+        self.level_downsamples = _downsamples(self.level_dimensions)
+        self._tiles = tuple(facts.tiles[own] for own in self._own_index)
         self.mpp = settle_mpp(self.path, mpp, facts.mpp_xy)
         self._fingerprint: str | None = None
 
@@ -105,7 +115,7 @@ class Slide(ABC):
 
     @abstractmethod
     def _read_region(self, level: int, box: Box) -> RGB:
-        """Return (box.height, box.width, 3) of one level; `box` is in that level's pixels and inside it.
+        """Return (box.height, box.width, 3) of one level of `_facts`; `box` is in its pixels and inside it.
 
         A pixel's value does not depend on the box it is read with. Raises SlideReadError.
         """
@@ -155,7 +165,7 @@ class Slide(ABC):
 
         A level within 3 % is taken as it is; otherwise the nearest finer level is averaged over each pixel's area.
         A slide up to 2.2 times too coarse is enlarged with a warning, beyond that only if `allow_upsampling`.
-        Raises MppError when the slide's pixel size is unknown.
+        Raises MppError when the slide's pixel size is unknown, SlideOpenError when the plane is larger than is taken.
         """
         check_mpp(mpp, "The wanted mpp")
         own = self.require_mpp()
@@ -165,6 +175,7 @@ class Slide(ABC):
         if own > mpp:
             self._check_enlargement(own, mpp, allow_upsampling)
         view = self._resampled(mpp / own)
+        check_area(self.path, view.shape[1], view.shape[0])
         edge = max(128, min(CHUNK, 1 << int(math.log2(2.5 * CHUNK / max(view.step, 1.0)))))
         return Plane(_lazy(view, (edge, edge)), float(mpp), mpp / own)
 
@@ -192,7 +203,7 @@ class Slide(ABC):
         """Return (box.height, box.width, 3) uint8 of one level, in that level's pixels; `box` lies inside it."""
         if box.empty:
             return np.zeros((max(0, box.height), max(0, box.width), 3), np.uint8)
-        return self._read_region(level, box)
+        return self._read_region(self._own_index[level], box)
 
     def close(self) -> None:
         """Close the file; a later read opens it again."""
@@ -257,6 +268,20 @@ class Slide(ABC):
     def __repr__(self) -> str:
         width, height = self.dimensions_l0
         return f"{type(self).__name__}({self.path!r}, {width} x {height}, mpp={self.mpp})"
+
+
+def _levels_of_one_shape(path: str, level_dimensions: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Return the levels that show what the first shows; padding and pictures of the label are of another shape."""
+    width_l0, height_l0 = level_dimensions[0]
+    kept = []
+    for level, (width, height) in enumerate(level_dimensions):
+        expected = height_l0 * width / width_l0
+        if abs(height - expected) <= 1.5 + SHAPE_TOLERANCE * expected:
+            kept.append(level)
+        else:
+            size = f"{width} x {height} px, another shape than the slide's {width_l0} x {height_l0}"
+            log.warning("%s: level %d has %s; it is not used", path, level, size)
+    return tuple(kept)
 
 
 def _downsamples(level_dimensions: Sequence[tuple[int, int]]) -> tuple[float, ...]:

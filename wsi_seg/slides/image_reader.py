@@ -19,6 +19,7 @@ from wsi_seg.slides.base import RGB, Facts, Slide
 from wsi_seg.slides.fingerprint import file_digest
 
 _UM_PER_INCH = 25400.0
+_FORMATS = ("PNG", "JPEG", "BMP", "JPEG2000", "TIFF")  # others, such as EPS, start programs
 _EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 
 
@@ -27,9 +28,9 @@ class ImageSlide(Slide):
 
     def _open_handle(self) -> RGB:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # what is wrong becomes an error, or does no harm
             try:
-                with Image.open(self._location) as image:
+                with Image.open(self._location, formats=_FORMATS) as image:
                     self._dpi = image.info.get("dpi")
                     self._format = str(image.format)
                     return self._decode(image)
@@ -37,7 +38,10 @@ class ImageSlide(Slide):
                 raise SlideOpenError(
                     self.path, f"is too large to decode whole ({error}); make it a tiled pyramid, for example with vips"
                 ) from error
-            except (OSError, SyntaxError, ValueError) as error:
+            except (SlideOpenError, MemoryError):
+                raise
+            except Exception as error:
+                # Pillow passes on whatever a malformed file makes its decoders and its readers of metadata raise.
                 fact = f"cannot be decoded as an image ({error})"
                 raise SlideOpenError(self.path, f"{fact}; it may be truncated, copy it again") from error
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wsi_seg.errors import UsageError
 from wsi_seg.slides.manifest import read_manifest
-from wsi_seg.slides.paths import is_zarr, safe_name, stem
+from wsi_seg.slides.paths import SUFFIXES, is_zarr, safe_name, same_name, stem, url_problem
+from wsi_seg.slides.remote import list_slides, names_one_slide
 
-_SCANNERS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".qptiff")
-_GENERAL = (".tif", ".tiff", ".btf", ".tf8", ".dcm", ".dicom", ".jp2", ".j2k", ".png", ".jpg", ".jpeg", ".bmp")
-SUFFIXES = (*_SCANNERS, *_GENERAL)
 _DICOM = (".dcm", ".dicom")
 
 
@@ -23,7 +23,7 @@ class SlideSource:
     """A slide to do.
 
     path: file, folder or URL.
-    name: unique in the run whatever the case of its letters, and safe as the name of one folder.
+    name: unique in the run whatever the case and form of its letters, and safe as the name of one folder.
     mpp: micrometres per level-0 pixel that the user gave for this slide.
     volume: whether it is a stack of slices; spacing: the micrometres from one to the next that the user gave.
     """
@@ -35,9 +35,10 @@ class SlideSource:
     spacing: float | None = None
 
 
-def find_slides(inputs: Sequence[str]) -> list[SlideSource]:
+def find_slides(inputs: Sequence[str], kept: Mapping[str, str] | None = None) -> list[SlideSource]:
     """Return the slides that files, folders, globs, URLs and CSV manifests name, sorted by name, each once.
 
+    kept: names that slides have already, by absolute path or URL; unless a manifest gives others, they keep them.
     Raises UsageError where an input does not exist, matches nothing or is a wrong manifest.
     """
     found: dict[str, SlideSource] = {}
@@ -47,13 +48,15 @@ def find_slides(inputs: Sequence[str]) -> list[SlideSource]:
             found.setdefault(key, source)
     if not found:
         raise UsageError("No slides were named; expected files, folders, globs, URLs or a CSV manifest")
-    return sorted(_named(list(found.values())), key=lambda source: (source.name.casefold(), source.path))
+    return sorted(_named(list(found.values()), kept or {}), key=lambda source: (source.name.casefold(), source.path))
 
 
 def _sources(text: str) -> list[SlideSource]:
     """Return the slides of one input; a name is empty unless a manifest gives it."""
     if "://" in text:
-        return [SlideSource(text, "")]
+        if problem := url_problem(text):
+            raise UsageError(f"{text}: {problem}")
+        return [SlideSource(url, "") for url in ([text] if names_one_slide(text) else list_slides(text))]
     text = os.path.expanduser(text)
     if text.lower().endswith(".csv") and os.path.isfile(text):
         return [SlideSource(row.path, row.name, row.mpp) for row in read_manifest(text)]
@@ -67,7 +70,7 @@ def _sources(text: str) -> list[SlideSource]:
 def _existing(path: str) -> list[SlideSource]:
     if is_zarr(path) or not os.path.isdir(path):
         return [SlideSource(path, "")]
-    files = list(_walk(path, set()))
+    files = list(_walk(path, set())) or [path] * _named_like_slide(path)
     if not files:
         raise UsageError(f"{path}: no slides in this folder; expected files such as .svs, .ndpi, .tiff, .dcm, or .zarr")
     return [SlideSource(file, "") for file in files]
@@ -101,7 +104,7 @@ def _walk(folder: str, seen: set[str]) -> Iterator[str]:
         if is_zarr(entry):
             yield entry
         else:
-            yield from _walk(entry, seen)
+            yield from list(_walk(entry, seen)) or [entry] * _named_like_slide(entry)
 
 
 def _is_result(folder: str) -> bool:
@@ -111,7 +114,12 @@ def _is_result(folder: str) -> bool:
 
 
 def _looks_like_slide(path: str) -> bool:
-    return os.path.isfile(path) and path.lower().endswith(SUFFIXES)
+    return os.path.isfile(path) and _named_like_slide(path)
+
+
+def _named_like_slide(path: str) -> bool:
+    """Whether a file has a slide's ending; an empty folder that has one is a slide that failed to be copied."""
+    return path.lower().rstrip("/").endswith(SUFFIXES)
 
 
 def _without_parts(files: list[str]) -> list[str]:
@@ -135,24 +143,33 @@ def _series(path: str) -> str:
     import pydicom
 
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+            return str(header.get("SeriesInstanceUID", ""))
     except Exception:
         # Whatever is wrong with the file is that slide's error, not the run's.
         return ""
-    return str(header.get("SeriesInstanceUID", ""))
 
 
-def _named(sources: list[SlideSource]) -> list[SlideSource]:
-    """Give every source a unique name: its stem, else its file name, else that with ever more parent folders."""
-    given = Counter(source.name.casefold() for source in sources if source.name)
+def _named(sources: list[SlideSource], kept: Mapping[str, str]) -> list[SlideSource]:
+    """Give every source a unique name: its stem, else its file name, else that with ever more parent folders.
+
+    A name that is kept for another slide is not given while that one exists; else it is taken for the same one, moved.
+    """
+    given = Counter(same_name(source.name) for source in sources if source.name)
     doubled = [name for name, count in given.items() if count > 1]
     if doubled:
         raise UsageError(f"Two slides are named {doubled[0]!r} in the manifests; expected unique names")
+    paths = [source.path if "://" in source.path else os.path.abspath(source.path) for source in sources]
+    own = [source.name or kept.get(path, "") for source, path in zip(sources, paths, strict=True)]
+    settled = ["" if same_name(name) in given and not s.name else name for s, name in zip(sources, own, strict=True)]
+    others = [name for path, name in kept.items() if path not in paths and ("://" in path or os.path.exists(path))]
     level = [0] * len(sources)
     while True:
-        names = [source.name or _candidate(source.path, level[i]) for i, source in enumerate(sources)]
-        counts = Counter(name.casefold() for name in names)
-        clashing = [i for i, name in enumerate(names) if counts[name.casefold()] > 1 and not sources[i].name]
+        names = [settled[i] or _candidate(source.path, level[i]) for i, source in enumerate(sources)]
+        counts = Counter(map(same_name, [*names, *others]))
+        clashing = [i for i, name in enumerate(names) if counts[same_name(name)] > 1 and not settled[i]]
         if not clashing:
             return [replace(source, name=name) for source, name in zip(sources, names, strict=True)]
         for i in clashing:
@@ -160,13 +177,16 @@ def _named(sources: list[SlideSource]) -> list[SlideSource]:
 
 
 def _candidate(path: str, level: int) -> str:
-    """Return the name at a level: 0 stem, 1 file name, then parents joined in, then numbers."""
+    """Return the name at a level: 0 stem, 1 file name, then parents joined in, then a hash, as paths may differ only in
+    what a name cannot have.
+    """
     parts = _parts(path)
     if level == 0:
         return safe_name(stem(parts[-1]))
     if level <= len(parts):
         return safe_name("_".join(parts[-level:]))
-    return safe_name(f"{'_'.join(parts)}_{level - len(parts)}")
+    digest = hashlib.blake2b(f"{level}{path}".encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    return safe_name(f"{'_'.join(parts)}_{digest}")
 
 
 def _parts(path: str) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Literal
 from urllib.parse import unquote, urlsplit
 
-from wsi_seg.errors import SlideOpenError
+from wsi_seg.errors import SlideError, SlideOpenError
 from wsi_seg.slides.base import Slide
-from wsi_seg.slides.paths import is_zarr
+from wsi_seg.slides.paths import is_zarr, url_problem
+from wsi_seg.slides.remote import Copy, is_remote_file
+from wsi_seg.slides.tiff_check import MAGIC, defect
 
 Reader = Callable[[str, float | None], Slide]
 
@@ -17,17 +18,15 @@ SUPPORTED = (
     "SVS, NDPI, MRXS, SCN, BIF, VMS, DICOM and what else OpenSlide reads; TIFF and OME-TIFF; Zarr and OME-Zarr; "
     "PNG, JPEG and JPEG 2000"
 )
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")
-_MOST_DIRECTORIES = 256
 _TIATOOLBOX_SUFFIXES = (".dcm", ".dicom", ".jp2", ".j2k", ".qptiff")
 
 
 def open_slide(path: str, mpp: float | None = None) -> Slide:
     """Open a slide, whatever its format.
 
-    path: a file, a DICOM or Zarr folder, or the URL of a Zarr.
+    path: a file, a DICOM or Zarr folder, or a URL; see `slides.remote` for where a file behind one is kept.
     mpp: micrometres per level-0 pixel; wins over the file's own.
     Raises SlideOpenError when no reader understands the file, MppError when its pixels are not square.
     """
@@ -46,11 +45,24 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
 
 
 def _open_url(path: str, mpp: float | None) -> Slide:
+    if problem := url_problem(path):
+        raise SlideOpenError(path, problem)
     parts = urlsplit(path)
     local = unquote(parts.path)
     if parts.scheme == "file" and not is_zarr(local):
         return open_slide(local, mpp)
-    return _zarr(path, mpp)
+    return _open_remote(path, mpp) if is_remote_file(path) else _zarr(path, mpp)
+
+
+def _open_remote(url: str, mpp: float | None) -> Slide:
+    """Open the copy of a remote slide; what is said of it names the URL."""
+    copy = Copy(url)
+    try:
+        slide = open_slide(copy.path, mpp)
+    except SlideError as error:
+        raise type(error)(url, error.reason) from error
+    slide.path, slide.kept, slide.version = url, copy, copy.version
+    return slide
 
 
 def _open_folder(path: str, mpp: float | None) -> Slide:
@@ -65,7 +77,7 @@ def _open_folder(path: str, mpp: float | None) -> Slide:
 def _first_that_opens(path: str, mpp: float | None) -> Slide:
     """Return the slide of the first fitting reader that opens the file; else the first one's reason counts."""
     head = _head(path)
-    missing = _missing_part(path, head)
+    missing = defect(path, head)
     if missing:
         raise SlideOpenError(path, f"the file is truncated ({missing}); copy it again")
     refusals: list[SlideOpenError] = []
@@ -85,7 +97,7 @@ def _readers(path: str, head: bytes) -> Iterator[Reader]:
     from wsi_seg.slides.openslide_reader import vendor
 
     maker = vendor(path)
-    tiff = head.startswith(_TIFF)
+    tiff = head.startswith(MAGIC)
     if tiff and (maker is None or (maker == "generic-tiff" and _is_ome(path))):
         yield _tiff
     if maker is not None:
@@ -101,36 +113,6 @@ def _readers(path: str, head: bytes) -> Iterator[Reader]:
 def _is_picture(path: str, head: bytes) -> bool:
     """Whether Pillow may have it; an MRXS begins with the JPEG of its thumbnail, which is not the slide."""
     return head.startswith((*_IMAGES, *_JP2)) and not path.lower().endswith(".mrxs")
-
-
-def _missing_part(path: str, head: bytes) -> str:
-    """Return what a classic or big TIFF lacks at its end, or an empty string."""
-    if not head.startswith(_TIFF):
-        return ""
-    if len(head) < 16:
-        return "its header is cut"
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        for directory in _directories(file, head):
-            if directory >= size:
-                return f"a directory should be at byte {directory}, but it has {size} bytes"
-    return ""
-
-
-def _directories(file: BinaryIO, head: bytes) -> Iterator[int]:
-    """Yield the offsets of a TIFF's chain of directories, which begins in its header and ends with 0."""
-    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
-    big = head[2:4] in (b"+\0", b"\0+")
-    offset_bytes, count_bytes, entry_bytes = (8, 8, 20) if big else (4, 2, 12)
-    offset = int.from_bytes(head[8:16] if big else head[4:8], order)
-    for _ in range(_MOST_DIRECTORIES):
-        if offset == 0:
-            return
-        yield offset
-        file.seek(offset)
-        entries = int.from_bytes(file.read(count_bytes), order)
-        file.seek(entry_bytes * entries, os.SEEK_CUR)
-        offset = int.from_bytes(file.read(offset_bytes), order)
 
 
 def _is_text(head: bytes) -> bool:
@@ -157,8 +139,8 @@ def _is_ome(path: str) -> bool:
     try:
         with tifffile.TiffFile(path) as file:
             return bool(file.is_ome)
-    except (tifffile.TiffFileError, OSError, ValueError):
-        return False
+    except Exception:
+        return False  # tifffile passes on whatever a malformed file makes it meet; its reader says what is wrong
 
 
 def _openslide(path: str, mpp: float | None) -> Slide:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from wsi_seg.errors import SlideError, SlideOpenError, SlideReadError
 from wsi_seg.geometry import Box
 from wsi_seg.slides.base import OR_CONVERT, RGB, Facts, Slide
 from wsi_seg.slides.fingerprint import digest_of, file_digest
+from wsi_seg.slides.limits import check_chunk
 from wsi_seg.slides.tiff_reader import TiffPages
 
 CACHE_BYTES = 128 << 20
@@ -52,12 +54,16 @@ class OpenSlideSlide(Slide):
 
     def _facts(self) -> Facts:
         handle = self._get_handle()
-        properties = dict(handle.properties)
+        properties = _properties(handle)
         self._downsamples_raw = tuple(float(downsample) for downsample in handle.level_downsamples)
         self._background = "#" + properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "ffffff")
+        self._dimensions_raw = tuple((int(width), int(height)) for width, height in handle.level_dimensions)
+        tiles = tuple(_tile(properties, level) for level in range(handle.level_count))
+        for width, height in tiles:
+            check_chunk(self.path, (height, width, 3))
         return Facts(
-            level_dimensions=tuple((int(width), int(height)) for width, height in handle.level_dimensions),
-            tiles=tuple(_tile(properties, level) for level in range(handle.level_count)),
+            level_dimensions=self._dimensions_raw,
+            tiles=tiles,
             mpp_xy=_mpp_xy(properties),
             properties=properties,
         )
@@ -69,7 +75,7 @@ class OpenSlideSlide(Slide):
         if own is not None:
             return own.read_level(self._own_levels.index(level), box)
         out = np.empty((*box.shape, 3), np.uint8)
-        width, height = self.level_dimensions[level]
+        width, height = self._dimensions_raw[level]
         for row, column in box.cells(CELL):
             cell = Box(column * CELL, row * CELL, min((column + 1) * CELL, width), min((row + 1) * CELL, height))
             part = cell.clipped(box)
@@ -89,9 +95,9 @@ class OpenSlideSlide(Slide):
         if self.properties.get(openslide.PROPERTY_NAME_VENDOR) not in _PLAIN_TIFF_VENDORS:
             return None
         try:
-            own = TiffPages(self._location, [self.level_dimensions[level] for level in levels])
+            own = TiffPages(self._location, [self._dimensions_raw[level] for level in levels])
             for index, level in enumerate(levels):
-                width, height = self.level_dimensions[level]
+                width, height = self._dimensions_raw[level]
                 corner = Box(0, 0, min(64, width), min(64, height))  # where OpenSlide does not interpolate
                 if not np.array_equal(own.read_level(index, corner), self._read_direct(level, corner)):
                     return None
@@ -115,7 +121,7 @@ class OpenSlideSlide(Slide):
         own = self._open_handle()
         try:
             return self._pixels(own, level, box)
-        except openslide.OpenSlideError as error:
+        except (openslide.OpenSlideError, ValueError) as error:
             fact = f"level {level} cannot be read in {box} ({error}); check that the copy is whole"
             raise SlideReadError(self.path, fact) from error
         finally:
@@ -151,6 +157,15 @@ def vendor(path: str) -> str | None:
         found: str | None = openslide.OpenSlide.detect_format(path)
     except openslide.OpenSlideError:
         return None
+    return found
+
+
+def _properties(handle: openslide.OpenSlide) -> dict[str, str]:
+    """Return what the file says of itself; a property whose name is not UTF-8 is listed but cannot be asked for."""
+    found = {}
+    for name in handle.properties:
+        with suppress(KeyError):
+            found[name] = handle.properties[name]
     return found
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import unicodedata
 from pathlib import PurePosixPath
 
 _DOUBLE_SUFFIXES = (".ome.zarr", ".ome.tiff", ".ome.tif", ".ome.btf")
-_ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
+_SCANNERS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".qptiff")
+_GENERAL = (".tif", ".tiff", ".btf", ".tf8", ".dcm", ".dicom", ".jp2", ".j2k", ".png", ".jpg", ".jpeg", ".bmp")
+SUFFIXES = (*_SCANNERS, *_GENERAL)
+"""Endings of slides that are files."""
+ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
+SCHEMES = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory")
 _UNSAFE = '/\\:*?"<>|'
+_MOST_BYTES = 160
+_TAKEN = {"summary.csv", "con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(10))}
 
 
 def stem(path: str) -> str:
@@ -20,12 +29,39 @@ def stem(path: str) -> str:
 
 
 def safe_name(text: str) -> str:
-    """Return `text` as the name of one folder on any system: no separators, control characters or leading dot."""
-    safe = "".join("_" if character in _UNSAFE or not character.isprintable() else character for character in text)
-    safe = safe.strip(" ").rstrip(".")
-    if safe.casefold() == "summary.csv":  # stands beside the slides' folders
-        safe = f"_{safe}"
-    return "_" + safe.lstrip(".") if safe.startswith(".") or not safe else safe
+    """Return `text` as the name of one folder on any system, beside which files with somewhat longer names may lie.
+
+    It has no separators, nothing that becomes one when Unicode is normalised, no control characters, no leading dot, is
+    no name that a system or the results take, and has at most 160 bytes; what is longer ends in a hash of the whole.
+    """
+    safe = "".join("_" if _is_unsafe(character) else character for character in unicodedata.normalize("NFC", text))
+    safe = safe.strip(" ").rstrip(" .")
+    if safe.startswith(".") or not safe or same_name(safe).partition(".")[0] in _TAKEN or same_name(safe) in _TAKEN:
+        safe = "_" + safe.lstrip(".")
+    if len(safe.encode()) <= _MOST_BYTES:
+        return safe
+    digest = hashlib.blake2b(safe.encode(), digest_size=8).hexdigest()
+    return f"{safe.encode()[: _MOST_BYTES - len(digest) - 1].decode(errors='ignore')}~{digest}"
+
+
+def same_name(name: str) -> str:
+    """Return what two names have in common that some system takes for one: case and forms of letters do not count."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _is_unsafe(character: str) -> bool:
+    return not character.isprintable() or any(c in _UNSAFE for c in unicodedata.normalize("NFKC", character))
+
+
+def url_problem(url: str) -> str:
+    """Return why a URL is not followed, empty where it is. Some kinds run code that the far side gives, or look around.
+
+    `reference://` renders templates, `a::b` puts kinds together.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme in SCHEMES and "::" not in url and rest:
+        return ""
+    return f"is no URL that is followed; expected one that begins with {', '.join(f'{known}://' for known in SCHEMES)}"
 
 
 def is_zarr(path: str) -> bool:
@@ -37,4 +73,4 @@ def is_zarr(path: str) -> bool:
 
 def holds_zarr(folder: str) -> bool:
     """Whether a Zarr file lies in a local folder."""
-    return any(os.path.isfile(os.path.join(folder, file)) for file in _ZARR_FILES)
+    return any(os.path.isfile(os.path.join(folder, file)) for file in ZARR_FILES)

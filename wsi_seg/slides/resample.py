@@ -23,7 +23,7 @@ T = TypeVar("T", bound=np.generic)
 WEIGHT_BITS = 14
 BETWEEN_BITS = 6
 """Fraction bits kept between the two passes: int16 then holds -512 to 511, more than bicubic overshoot needs."""
-SOURCE_EDGE = 4096
+SOURCE_EDGE = 2048
 """Longest side, in pixels of the level, that is read at once."""
 
 
@@ -76,7 +76,7 @@ class LazyResampled:
         return _separable(pixels, rows - source.y0, row_weights, columns - source.x0, column_weights)
 
     def read_by_blocks(self) -> RGB:
-        """Return all of it, never holding more of the level than a square of 4096 px."""
+        """Return all of it, never holding more of the level than a square of SOURCE_EDGE px."""
         height, width, _ = self.shape
         out = np.empty(self.shape, np.uint8)
         edge = max(1, int(SOURCE_EDGE / max(1.0, self.step)))

@@ -17,6 +17,8 @@ from wsi_seg.geometry import Box
 from wsi_seg.slides.base import OR_CONVERT, RGB, Facts, Slide
 from wsi_seg.slides.fingerprint import digest_of, file_digest
 
+log = logging.getLogger("wsi_seg")
+
 
 class TiatoolboxSlide(Slide):
     """A slide read by `tiatoolbox.wsicore.wsireader.WSIReader`.
@@ -41,6 +43,7 @@ class TiatoolboxSlide(Slide):
         info = reader.info
         exact = [level for level, downsample in enumerate(info.level_downsamples) if float(downsample).is_integer()]
         self._own_levels = tuple(exact)
+        self._downsamples_raw = tuple(int(info.level_downsamples[level]) for level in exact)
         return Facts(
             level_dimensions=tuple(_size(info.level_dimensions[level]) for level in exact),
             tiles=((512, 512),) * len(exact),
@@ -49,7 +52,7 @@ class TiatoolboxSlide(Slide):
         )
 
     def _read_region(self, level: int, box: Box) -> RGB:
-        downsample = int(self.level_downsamples[level])
+        downsample = self._downsamples_raw[level]
         location_l0 = (box.x0 * downsample, box.y0 * downsample)
         try:
             pixels = np.asarray(
@@ -84,14 +87,31 @@ def _size(dimensions: Any) -> tuple[int, int]:  # noqa: ANN401
     return int(width), int(height)
 
 
+class _Guard(logging.Handler):
+    """Keeps libraries from giving the root logger handlers of their own, as some do where it has none.
+
+    tiatoolbox prints to stdout then. What it and others tell is the slide's error too; the rest goes where Python
+    sends what nobody handles.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        alone = logging.getLogger().handlers == [self] and not log.handlers
+        if alone and record.name == log.name and logging.lastResort and record.levelno >= logging.lastResort.level:
+            logging.lastResort.handle(record)
+
+
 def _wsi_reader() -> Any:  # noqa: ANN401
-    """Import tiatoolbox without letting it redirect Python's warnings into its log for the rest of the process."""
+    """Import tiatoolbox without letting it take the process's log and Python's warnings for its own."""
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(_Guard())
     with warnings.catch_warnings():
         # SimpleITK, which it imports, crashes the interpreter where its deprecation warnings are errors.
         warnings.simplefilter("ignore")
         from tiatoolbox.wsicore.wsireader import WSIReader
 
     logging.captureWarnings(capture=False)
+    warnings.filterwarnings("ignore", module="pydicom")  # what is wrong with a file becomes the slide's error
     return WSIReader
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 import zarr
+from defusedxml import ElementTree
 
 from wsi_seg.errors import SlideOpenError
 from wsi_seg.slides.base import OR_CONVERT, RGB
@@ -87,6 +87,7 @@ def _page_array(page: Any) -> zarr.Array[Any]:  # noqa: ANN401
 
 
 def _open(file: tifffile.TiffFile) -> Opened | None:
+    check_ome(file)
     series = max(file.series, key=lambda one: math.prod(one.shape))
     page = series.keyframe
     if page.photometric not in (1, 2, 6) or page.samplesperpixel not in (1, 3):
@@ -96,6 +97,15 @@ def _open(file: tifffile.TiffFile) -> Opened | None:
     levels = tuple(_array(series, level) for level in range(len(series.levels)))
     axes = series.axes.lower().replace("s", "c")
     return Opened(levels, axes, mpp_xy(file, page), {"tiff.axes": series.axes, "tiff.kind": series.kind})
+
+
+def check_ome(file: tifffile.TiffFile) -> None:
+    """Raise ValueError where the OME-XML has entities; to be called before tifffile looks for series, and expands them.
+
+    Raises ParseError where it is no XML.
+    """
+    if file.is_ome and file.ome_metadata:
+        ElementTree.fromstring(file.ome_metadata)
 
 
 def _array(series: Any, level: int) -> Level:  # noqa: ANN401
@@ -112,6 +122,10 @@ def _array(series: Any, level: int) -> Level:  # noqa: ANN401
 def _whole(level: Any) -> RGB:  # noqa: ANN401
     """Return a level mapped from the file where it lies there as it is, else decoded into memory."""
     if level.keyframe.is_memmappable and level.dataoffset is not None:
+        # numpy's own sum overflows where a header claims enough
+        end = level.dataoffset + math.prod(level.shape) * level.dtype.itemsize
+        if end > level.parent.filehandle.size:
+            raise ValueError(f"its pixels should end at byte {end}, but it has {level.parent.filehandle.size}")
         return np.asarray(level.asarray(out="memmap"))
     if math.prod(level.shape) > WHOLE_LIMIT:
         raise ValueError("one compressed strip holds more than can be decoded at once; make it a tiled pyramid")

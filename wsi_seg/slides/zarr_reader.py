@@ -18,10 +18,15 @@ from wsi_seg.errors import SlideOpenError, SlideReadError
 from wsi_seg.geometry import Box
 from wsi_seg.slides.base import RGB, Facts, Slide
 from wsi_seg.slides.fingerprint import digest_of
+from wsi_seg.slides.limits import check_chunk
 
 _MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "angstrom": 1e-4, "centimeter": 1e4}
 _SAMPLES = 8
 _SAMPLE_EDGE = 256
+_CODECS = {
+    *("adler32", "blosc", "bytes", "bz2", "crc32", "crc32c", "delta", "endian", "fletcher32", "gzip", "lz4", "lzma"),
+    *("packbits", "sharding_indexed", "shuffle", "transpose", "zlib", "zstd"),
+}
 _PLAIN_AXES = {2: "yx", 3: "yxc"}
 
 
@@ -78,7 +83,7 @@ class ZarrSlide(LevelsSlide):
         with self._translated():
             node = zarr.open(_store(self._location), mode="r")
             opened = open_array(node) if isinstance(node, zarr.Array) else open_image(self.path, node)
-        check_pixels(self.path, opened)
+            check_pixels(self.path, opened)
         return opened
 
     @contextlib.contextmanager
@@ -125,6 +130,7 @@ def open_array(array: zarr.Array[Any]) -> Opened:
     axes = _PLAIN_AXES.get(array.ndim, "?" * array.ndim)
     if array.ndim == 3 and array.shape[2] not in (1, 3) and array.shape[0] in (1, 3):
         axes = "cyx"
+    check_codecs(array)
     return Opened((array,), axes, None, {"zarr.axes": axes})
 
 
@@ -157,7 +163,26 @@ def _subarray(group: zarr.Group, path: str) -> zarr.Array[Any]:
     node = group[path]
     if not isinstance(node, zarr.Array):
         raise TypeError(f"{path} is not an array")
+    check_codecs(node)
     return node
+
+
+def check_codecs(array: zarr.Array[Any]) -> None:
+    """Raise ValueError unless all that a chunk goes through is known to make numbers of bytes; a pickle runs code."""
+    foreign = set(_codec_names(array.metadata.to_dict())) - _CODECS
+    if foreign:
+        known = ", ".join(sorted(_CODECS))
+        raise ValueError(f"its chunks are coded by {', '.join(sorted(foreign))}; known are {known}")
+
+
+def _codec_names(described: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of the codecs in an array's metadata of either version, those inside of others too."""
+    for codec in [*(described.get("codecs") or ()), *(described.get("filters") or ()), described.get("compressor")]:
+        if codec is not None:
+            plain = codec if isinstance(codec, Mapping) else codec.get_config()
+            yield str(plain.get("name", plain.get("id"))).removeprefix("numcodecs.")
+            inside = plain.get("configuration") or {}
+            yield from _codec_names({"codecs": [*inside.get("codecs", ()), *inside.get("index_codecs", ())]})
 
 
 def _axes_of(group: zarr.Group, image: Mapping[str, Any]) -> str:
@@ -184,14 +209,20 @@ def _common(image: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def check_pixels(path: str, opened: Opened) -> None:
-    """Raise SlideOpenError unless the image is uint8, RGB or gray, of one plane."""
-    array, axes = opened.levels[0], opened.axes
-    sizes = dict(zip(axes, array.shape, strict=False))
-    fact = f"holds an array of shape {tuple(array.shape)}, {array.dtype}"
-    if len(axes) != array.ndim or not {"y", "x"} <= set(axes) <= set("tczyx"):
+    """Raise SlideOpenError unless every level of the image is uint8, RGB or gray, of one plane."""
+    for level in opened.levels:
+        _check_level(path, level, opened.axes)
+
+
+def _check_level(path: str, level: Level, axes: str) -> None:
+    sizes = dict(zip(axes, level.shape, strict=False))
+    fact = f"holds an array of shape {tuple(level.shape)}, {level.dtype}"
+    if not len(axes) == level.ndim == len(sizes) or not {"y", "x"} <= set(axes) <= set("tczyx"):
         raise SlideOpenError(path, f"{fact}, axes {axes!r}; expected (Y, X, C), (C, Y, X) or axes out of t, c, z, y, x")
-    if array.dtype != np.uint8:
+    if level.dtype != np.uint8:
         raise SlideOpenError(path, f"{fact}; expected uint8: scale it to 8 bits first")
+    if not isinstance(level, np.ndarray):
+        check_chunk(path, level.chunks)
     if sizes.get("c", 1) not in (1, 3):
         raise SlideOpenError(path, f"{fact}, {sizes['c']} channels; expected 3 (RGB) or 1 (gray): extract them first")
     if sizes.get("t", 1) != 1 or sizes.get("z", 1) != 1:

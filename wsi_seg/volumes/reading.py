@@ -22,7 +22,7 @@ from wsi_seg.slides.base import OR_CONVERT
 from wsi_seg.slides.fingerprint import digest_of, file_digest
 from wsi_seg.slides.mpp import require_mpp, settle_mpp
 from wsi_seg.slides.paths import is_zarr
-from wsi_seg.slides.tiff_reader import mpp_xy, spacing_um
+from wsi_seg.slides.tiff_reader import check_ome, mpp_xy, spacing_um
 from wsi_seg.slides.zarr_reader import Opened, open_array, open_image
 
 Voxels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -118,6 +118,7 @@ def _read_zarr(path: str) -> Read:
 
 def _stack_of(file: tifffile.TiffFile) -> Any | None:  # noqa: ANN401
     """Return the largest series of a TIFF if it is a stack of grey slices."""
+    check_ome(file)
     series: Any = max(file.series, key=lambda one: int(np.prod(one.shape)))
     if len(series.levels) > 1 or series.keyframe.photometric != _GREY:
         return None
