@@ -14,7 +14,7 @@ import wsi_seg
 PACKAGE = Path(wsi_seg.__file__).parent
 FLOORS = (
     {"errors"},
-    {"geometry", "stopwatch", "process", "metrics", "files"},
+    {"geometry", "stopwatch", "process", "metrics", "files", "objectstore"},
     {"catalog", "config"},
     {"architectures"},
     {"records", "bundles", "ngff", "outlines", "dataset", "splits", "sheet"},
@@ -25,6 +25,7 @@ FLOORS = (
     {"api"},
     {"evaluation"},
     {"training"},
+    {"testing"},
     {"cli"},
 )
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,14 +12,20 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from wsi_seg.architectures import dimensions_of
-from wsi_seg.bundles import find_bundle
+from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.config import LABEL_CHUNK_PX, Measurements, ModelSpec, RunSettings, check
 from wsi_seg.engine.block import find_nuclei
-from wsi_seg.engine.driver import Driver, Progress, Silent, check_out
+from wsi_seg.engine.driver import Driver, check_out
 from wsi_seg.engine.estimate import Estimate, plan_each, time_network
 from wsi_seg.engine.executors import Executor, LocalExecutor, RayExecutor
+from wsi_seg.engine.memory import DEFAULT_BLOCK_PX, parse_bytes
 from wsi_seg.engine.planning import plan_opened
+from wsi_seg.engine.preflight import Preflight
+from wsi_seg.engine.progress import Progress, Silent
+from wsi_seg.engine.publishing import Publisher
+from wsi_seg.engine.requests import Request, kept_names, located
 from wsi_seg.engine.staining import map_of
+from wsi_seg.engine.status import failed_requests
 from wsi_seg.engine.worker import WorkerOptions
 from wsi_seg.errors import UsageError
 from wsi_seg.inference import Device, MapSource, Network, Precision, choose_device, choose_precision
@@ -37,7 +43,6 @@ from wsi_seg.volumes.objects import Objects
 from wsi_seg.volumes.reading import Volume, is_volume
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
-_BLOCK_PX: dict[Device, int] = {"cpu": 2048, "cuda": 4096}
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,32 +148,90 @@ def run(
     address: str | None = None,
     device: DeviceChoice = "auto",
     batch_size: int | None = None,
+    memory: str | None = None,
     overwrite: bool = False,
     stain_norm: str | Path | None = None,
+    work: str | Path | None = None,
     progress: Progress | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> list[SlideResult]:
     """Find the nuclei of slides, or the objects of volumes; see `wsi-seg run --help` for what the options mean.
 
+    out: a folder, or the URL of a place in an object store; work: then, the folder where slides are done.
     stain_norm: file of the target that slides are normalised to, "none", or None for the model's own, if it has one.
+    memory: such as "4GB": what each worker may take, see `engine.memory`.
     settings: block_px, zarr_format, measurements, allow_upsampling, tissue, qupath_bounds; see `config.RunSettings`.
     Returns what became of each slide. A slide that fails does not stop the others. UsageError: nothing was started.
     """
-    sources = named_slides(slides, mpp, spacing)
+    store = str(out) if "://" in str(out) else None
+    folder = _working_folder(out, work)
+    sources = named_slides(slides, mpp, spacing, kept_names(folder))
     bundle = find_bundle(model)
     _check_dimensions(sources, bundle.spec)
     settings["stain"] = choose_target(stain_norm, bundle.spec.stain)
     run_settings(settings, "cpu", "fp32")  # what is wrong is said before anything starts
+    how = {"executor": executor, "address": address, "device": device, "batch_size": batch_size, "store": store}
+    how["memory"] = parse_bytes(memory) if memory else None
+    request = Request(str(bundle.folder.absolute()), tuple(sources), settings, how)
+    return _do(request, folder, progress or Silent(), [source.name for source in sources] if overwrite else [])
+
+
+def _working_folder(out: str | Path, work: str | Path | None) -> Path:
+    if ("://" in str(out)) == (work is None):
+        fact = "needs --work" if work is None else "is a folder, where --work has no use"
+        raise UsageError(f"--out {out}: {fact}; --work is where slides are done that are then stored under a URL")
+    return Path(out if work is None else work).absolute()
+
+
+def retry(
+    out: str | Path,
+    *,
+    executor: Literal["ray", "local"] | None = None,
+    address: str | None = None,
+    device: DeviceChoice | None = None,
+    batch_size: int | None = None,
+    block_px: int | None = None,
+    memory: str | None = None,
+    progress: Progress | None = None,
+) -> list[SlideResult]:
+    """Do the slides again that failed in an output folder, as they were asked for but for what is given here.
+
+    Finished results that were damaged since are made anew. Returns what became of these slides.
+    """
     folder = Path(out).absolute()
-    check_out(folder)
-    told = progress or Silent()
-    told.starting(f"{'starting Ray and ' if executor == 'ray' else ''}loading {bundle.spec.name}")
-    workers = _start(executor, WorkerOptions(str(bundle.folder.absolute()), folder, device, batch_size), address)
+    how = {"executor": executor, "address": address, "device": device, "batch_size": batch_size}
+    how["memory"] = parse_bytes(memory) if memory else None
+    return [
+        result
+        for request, damaged in failed_requests(folder)
+        for result in _do(request.with_changes({"block_px": block_px}, how), folder, progress or Silent(), damaged)
+    ]
+
+
+def _do(request: Request, out: Path, progress: Progress, anew: Collection[str]) -> list[SlideResult]:
+    """Do what is asked for; the results of slides `anew` are removed first."""
+    bundle, how, sources = find_bundle(request.model), request.how, list(request.sources)
+    check_out(out)
+    progress.starting(f"{'starting Ray and ' if how['executor'] == 'ray' else ''}loading {bundle.spec.name}")
+    wanted = how["batch_size"], request.settings.get("block_px"), how.get("memory")
+    options = WorkerOptions(request.model, out, how["device"], *wanted)
+    if how["address"] is not None:  # other nodes have other working folders
+        sources = [replace(source, path=located(source.path)) for source in sources]
+    publisher = Publisher(how["store"], out, progress) if how.get("store") else None
+    if publisher:
+        publisher.prepare(source.name for source in sources)
+    workers = _start(how["executor"], options, how["address"], bundle, sources)
     try:
-        chosen = run_settings(settings, workers.info.device, workers.info.precision)
-        return Driver(sources, bundle, chosen, folder, workers, told, overwrite=overwrite).run()
+        suited = {**request.settings, "block_px": options.block_px or workers.info.block_px}
+        chosen = run_settings(suited, workers.info.device, workers.info.precision)
+        recorded = request if request.id else request.record(out)
+        driver = Driver(sources, bundle, chosen, out, workers, publisher or progress, anew=anew, request=recorded.id)
+        results = driver.run()
+        return publisher.results(results) if publisher else results
     finally:
         workers.close()
+        if publisher:
+            publisher.close()
 
 
 def plan(
@@ -201,20 +264,26 @@ def run_settings(given: Mapping[str, Any], device: Device, precision: Precision)
     """Check what the user set, and add what suits the device."""
     values = {**given, "device": device, "precision": precision}
     if values.get("block_px") is None:
-        values["block_px"] = _BLOCK_PX[device]
+        values["block_px"] = DEFAULT_BLOCK_PX[device]
     return check(RunSettings, values, "Settings of the run")
 
 
 def named_slides(
-    slides: str | Path | Sequence[str | Path], mpp: float | None, spacing: float | None = None
+    slides: str | Path | Sequence[str | Path],
+    mpp: float | None,
+    spacing: float | None = None,
+    kept: Mapping[str, str] | None = None,
 ) -> list[SlideSource]:
-    """Return the slides and volumes that are meant; `mpp` is for those whose manifest gives none."""
+    """Return the slides and volumes that are meant; `mpp` is for those whose manifest gives none.
+
+    kept: names that slides have already, by path.
+    """
     if mpp is not None:
         check_mpp(mpp, "--mpp")
     if spacing is not None:
         check_spacing(spacing, "--spacing")
     names = [slides] if isinstance(slides, (str, Path)) else list(slides)
-    found = find_slides([str(name) for name in names])
+    found = find_slides([str(name) for name in names], kept)
     found = [replace(s, mpp=mpp if s.mpp is None else s.mpp, volume=is_volume(s.path)) for s in found]
     return [replace(s, spacing=spacing) if s.volume else s for s in found]
 
@@ -229,9 +298,13 @@ def _check_dimensions(sources: Sequence[SlideSource], model: ModelSpec) -> None:
         )
 
 
-def _start(executor: str, options: WorkerOptions, address: str | None) -> Executor:
+def _start(
+    executor: str, options: WorkerOptions, address: str | None, bundle: Bundle, sources: Sequence[SlideSource]
+) -> Executor:
+    if executor == "ray" and address is not None:
+        return RayExecutor(options, address, Preflight([source.path for source in sources], bundle, options.out))
     if executor == "ray":
-        return RayExecutor(options, address)
+        return RayExecutor(options)
     if address is not None:
         raise UsageError("--address names a Ray cluster, but --executor is local; leave one of them out")
     return LocalExecutor(options)

@@ -169,6 +169,8 @@ def encoder_of(architecture: str, encoder: str | None) -> str | None:
         return None
     if encoder.startswith("timm-"):
         raise UsageError(f"encoder {encoder!r} is of an old form; give its name in timm, as in tu-tf_efficientnet_b0")
+    if ":" in encoder:
+        raise UsageError(f"encoder {encoder!r} is an address; expected the name of one in smp or timm")
     if known.encoders == ():
         raise UsageError(f"{architecture} has no encoder, got {encoder!r}; leave the key out")
     if known.encoders and encoder not in known.encoders:

@@ -137,7 +137,7 @@ class NetworkSpec(Strict):
     options: dict[str, Any] = {}
     head: Head
     mpp: float = Field(gt=0.01, lt=200)
-    tile_px: int = Field(gt=0)
+    tile_px: int = Field(gt=0, le=16384)
     margin_px: int = Field(ge=0)
     tile_slices: int | None = Field(None, gt=0)
     classes: tuple[ClassSpec, ...] = Field(min_length=1, max_length=254)
@@ -197,6 +197,7 @@ class ModelSpec(NetworkSpec):
 T = TypeVar("T", bound=BaseModel)
 Measurements = Literal["none", "basic", "full"]
 ZarrFormat = Literal["0.4", "0.5"]
+_MOST_NODES = 100_000  # of a YAML file
 LABEL_CHUNK_PX = 512  # of labels.zarr; blocks are whole chunks
 
 
@@ -239,14 +240,34 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file; keys given twice, and tags that would build objects, are refused."""
+    """Return the keys and values of a YAML file.
+
+    Tags that would build objects are refused, keys given twice, and what never ends.
+    """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
+        _count_nodes(yaml.compose(text, Loader=_Loader), {})
+        values = yaml.load(text, _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    except RecursionError:
+        raise UsageError(f"{path}: cannot be read as YAML (it is nested too deeply)") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected keys and values, got {type(values).__name__}")
     return values
+
+
+def _count_nodes(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Return how many values there are once aliases are written out; YAMLError where there are far too many."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES  # until it is counted: an alias of itself has no end
+        inside = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_count_nodes(part, known) for part in inside)
+    if known[id(node)] > _MOST_NODES:
+        raise yaml.YAMLError("its aliases refer to themselves, or there are too many values in it")
+    return known[id(node)]
 
 
 def check(kind: type[T], values: Mapping[str, Any], where: str) -> T:

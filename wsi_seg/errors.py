@@ -9,7 +9,8 @@ WsiSegError
     ├── SlideOpenError  no reader understands the file
     ├── SlideReadError  a region cannot be read
     ├── MppError        the pixel size is missing, impossible or too coarse for the model
-    └── StorageError    the slide's results cannot be written
+    ├── StorageError    the slide's results cannot be written
+    └── DamageError     the slide's finished results are no longer as they were written
 
 A message says the fact, what was expected, and the next step, in one line.
 """
@@ -19,6 +20,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+
+_LONGEST = 1000  # a reason may quote a file
 
 
 class WsiSegError(Exception):
@@ -52,9 +55,9 @@ class SlideError(WsiSegError):
     """
 
     def __init__(self, path: str | Path, message: str) -> None:
-        super().__init__(f"{path}: {message}")
         self.path = str(path)
-        self.reason = message
+        self.reason = plain(" ".join(message.split()))[:_LONGEST]
+        super().__init__(f"{plain(self.path)}: {self.reason}")
 
     def __reduce__(self) -> tuple[type[SlideError], tuple[str, str]]:
         return type(self), (self.path, self.reason)
@@ -74,6 +77,15 @@ class MppError(SlideError):
 
 class StorageError(SlideError):
     """The slide's results cannot be written (full disk, vanished folder)."""
+
+
+class DamageError(SlideError):
+    """The slide's finished results are no longer as they were written."""
+
+
+def plain(text: str) -> str:
+    """Return text as a terminal may show it: control characters, and what hides or turns others, are written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

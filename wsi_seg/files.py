@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+TEMPORARY = ".tmp"
 
 
 @contextmanager
@@ -15,7 +18,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     A kill leaves the old file or the new one, never half of it; so does an error. Raises OSError.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             yield file

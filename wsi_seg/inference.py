@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import mmap
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
@@ -26,9 +28,12 @@ from wsi_seg.stain.transform import StainMap, has_tissue
 from wsi_seg.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 log = logging.getLogger("wsi_seg")
+
+_TYPICAL_LAYER_BYTES = 100  # of a U-Net++ for each value of its input, in bf16
 
 Device = Literal["cpu", "cuda"]
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -134,17 +139,47 @@ class Network:
         """
         return self._thread.submit(self._forward, tiles, watch).result()
 
+    def warm_up(self) -> None:
+        """Compute one tile of nothing."""
+        side, depth = self.spec.tile_px, self.spec.tile_slices or 1
+        self(np.zeros((1, side, side, 3) if self._planar else (1, 1, depth, side, side), np.uint8), Stopwatch())
+
+    def layer_bytes(self) -> int:
+        """Return about how much memory of this machine the layers of one tile take; on a GPU they are not in it."""
+        spec = self.spec
+        depth: tuple[int, ...] = (3,) if self._planar else (1, spec.tile_slices or 1)
+        shape: tuple[int, ...] = (1, *depth, spec.tile_px, spec.tile_px)
+        if self._device.type == "cuda":
+            return 4 * math.prod(shape)
+        from wsi_seg.nets.footprint import forward_bytes
+
+        try:
+            return forward_bytes(self._network, shape, self._dtype)
+        except Exception:  # a network of others that cannot do without values
+            return _TYPICAL_LAYER_BYTES * math.prod(shape)
+
     def _forward(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
         import torch
 
         with watch("forward"), torch.inference_mode():
-            pixels = torch.from_numpy(tiles).to(self._device)
-            pixels = pixels.permute(0, 3, 1, 2) if self._planar else pixels
-            scaled = ((pixels.float() - self._mean) / self._std).contiguous(memory_format=self._layout)
-            with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
-                logits = self._network(scaled)
-            maps: UInt8Array = to_maps(logits, self.spec.head).cpu().numpy()
+            maps: UInt8Array = to_maps(self.logits(self.prepared(tiles)), self.spec.head).cpu().numpy()
             return maps
+
+    def prepared(self, tiles: UInt8Array) -> torch.Tensor:
+        """Return tiles as the network takes them: float32 on the device, scaled as it was trained."""
+        import torch
+
+        pixels = torch.from_numpy(tiles).to(self._device)
+        pixels = pixels.permute(0, 3, 1, 2) if self._planar else pixels
+        return ((pixels.float() - self._mean) / self._std).contiguous(memory_format=self._layout)
+
+    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return what the network gives, (N, channels, ...), in its precision."""
+        import torch
+
+        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+            logits: torch.Tensor = self._network(pixels)
+            return logits
 
 
 class MapSource:
@@ -226,7 +261,7 @@ class MapSource:
         inner = slice(spec.margin_px, spec.tile_px - spec.margin_px)
         maps = self._forward(seen_rgb, watch)[:, :, inner, inner]
         kept = zip(maps, tiles_rgb[:, inner, inner], normalised, strict=True)
-        return [TileMaps(m.copy(), rgb.copy(), done) for m, rgb, done in kept]
+        return [TileMaps(_apart(m), _apart(rgb), done) for m, rgb, done in kept]
 
     def _forward(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
         """Forward a batch; where the device has too little memory for it, in halves, now and from then on."""
@@ -262,6 +297,13 @@ class MapSource:
                     return
                 del self._tiles[key]
                 excess -= size
+
+
+def _apart(pixels: UInt8Array) -> UInt8Array:
+    """Return a copy outside of malloc's heap, where what is kept would lie among large arrays that come and go."""
+    copy: UInt8Array = np.frombuffer(mmap.mmap(-1, pixels.nbytes), np.uint8).reshape(pixels.shape)
+    copy[...] = pixels
+    return copy
 
 
 def normalise(tiles_rgb: UInt8Array, stain: StainMap) -> tuple[UInt8Array, list[bool]]:

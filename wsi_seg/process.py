@@ -6,6 +6,8 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 # What a forward pass on a CPU needs of the process. Idle OpenMP threads sleep: two processes that spin on the same
 # cores make each other several times slower. Malloc keeps large blocks for the next layer instead of giving them back:
@@ -29,6 +31,50 @@ def prepare_for_computing() -> None:
     if mallopt is not None:  # other C libraries have none
         for variable, option in _MALLOPT.items():
             mallopt(option, int(os.environ.get(variable, ENVIRONMENT[variable])))
+
+
+def keep_ray_here() -> None:
+    """Let Ray, once it is imported and started here, listen to this machine alone, and to who has its token."""
+    # By default it listens on all interfaces of a Linux machine; this is its switch for other systems.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def pass_on(variable: str, value: str) -> None:
+    """Set a variable of the environment for this process and for the workers that it starts, on other machines too."""
+    os.environ[variable] = ENVIRONMENT[variable] = value
+
+
+def held_bytes() -> int:
+    """Return the memory this process holds; where the system does not tell, the most it has held."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return round(peak_memory_mb() * 1e6)
+
+
+def machine_bytes() -> int:
+    """Return the memory of this machine, or of the part of it, such as a container, that this process is held to."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _limit_files():
+        try:
+            limits.append(int(file.read_text()))
+        except (OSError, ValueError):  # there is none, or it is "max"
+            continue
+    return min(limits)
+
+
+def _limit_files() -> Iterator[Path]:
+    """Yield the files of control groups, of both versions, that may hold a limit: those of its group and above."""
+    try:
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, group in groups:
+        root, name = ("", "memory.max") if not controllers else ("memory", "memory.limit_in_bytes")
+        if controllers in ("", "memory"):
+            own = Path("/sys/fs/cgroup", root, group.lstrip("/"))
+            yield from (folder / name for folder in (own, *own.parents[: len(Path(group).parts) - 1]))
 
 
 def peak_memory_mb() -> float:

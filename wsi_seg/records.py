@@ -105,6 +105,7 @@ class SlidePlan:
     path, mpp_given: what reopens the slide; name: its folder in the output.
     active_tiles: (rows, columns) bool of the global tile grid; the others hold no tissue and are never read.
     stain: the slide's own, where it is to be normalised and can be.
+    version: of a remote slide, see `Slide.version`.
     """
 
     path: str
@@ -121,6 +122,7 @@ class SlidePlan:
     settings: RunSettings
     warnings: tuple[str, ...] = ()
     stain: StainProfile | None = None
+    version: str = ""
 
     @property
     def tile_count(self) -> int:
@@ -165,13 +167,15 @@ class Commit:
 class SlideResult:
     """One line of the summary.
 
+    status: "done", "failed", or "busy" where another run works on it. kind: of failure, see `engine.failures`.
+    details: the file that tells all that is known of the failure.
     tiles_unnormalised: that kept their own stain although there is a target; None where there is none.
     slices: of a volume; 0 for a slide.
     """
 
     name: str
     path: str
-    status: str  # done | failed
+    status: str
     nuclei: int = 0
     tissue_mm2: float = 0.0
     seconds: float = 0.0
@@ -180,3 +184,5 @@ class SlideResult:
     warnings: tuple[str, ...] = ()
     tiles_unnormalised: int | None = None
     slices: int = 0
+    kind: str = ""
+    details: str = ""

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-COMMANDS = ["run", "plan", "convert", "prepare", "stain", "augment", "models", "train", "evaluate", "compare"]
-COMMANDS += ["tune", "demo"]
+COMMANDS = ["run", "status", "retry", "plan", "convert", "prepare", "stain", "augment", "models", "train", "evaluate"]
+COMMANDS += ["compare", "tune", "demo"]
 PROGRAM = [sys.executable, "-c", "from wsi_seg.cli import main; main()"]
 
 

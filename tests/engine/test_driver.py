@@ -13,7 +13,8 @@ import pytest
 
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import RunSettings
-from wsi_seg.engine.driver import Driver, Silent
+from wsi_seg.engine.driver import Driver
+from wsi_seg.engine.progress import Silent
 from wsi_seg.engine.worker import JOBS_PER_WORKER, Failure, Job, Outcome, WorkerInfo
 from wsi_seg.geometry import Box
 from wsi_seg.records import Commit, Frame, SlidePlan, SlideResult
@@ -25,7 +26,7 @@ class ShuffledWorkers:
     """An executor whose jobs do nothing and end in any order; slides called bad fail at their third block."""
 
     name = "shuffled"
-    info = WorkerInfo("cpu", "fp32", 1, 1)
+    info = WorkerInfo("cpu", "fp32", 1, 1, "this")
 
     def __init__(self, workers: int, plans: dict[str, SlidePlan], seed: int) -> None:
         self.workers = workers
@@ -60,6 +61,9 @@ class ShuffledWorkers:
         if job.slide.startswith("bad") and sum(n for (slide, _), n in self.blocks.items() if slide == job.slide) == 3:
             return Failure("bad")
         return Commit(block.name, 0, 0)
+
+    def abandon(self, job: Job) -> None:
+        self._running = [(worker, own) for worker, own in self._running if own is not job]
 
     def close(self) -> None: ...
 

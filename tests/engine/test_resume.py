@@ -76,7 +76,7 @@ def test_a_damaged_block_is_done_again(
 def test_blocks_that_nobody_knows_the_settings_of_are_not_adopted(
     interrupted: Path, small_slide: Path, small_model: Path
 ) -> None:
-    (interrupted / ".work" / "small" / "identity.json").unlink()
+    (interrupted / ".work" / "small" / "plan.json").unlink()
     (result,) = run(small_slide, small_model, interrupted, executor="local", block_px=512, measurements="full")
     assert result.status == "done"
     assert json.loads((interrupted / "small" / "run.json").read_text())["counts"]["blocks_resumed"] == 0
@@ -89,17 +89,22 @@ def test_other_settings_are_refused_and_named(interrupted: Path, small_slide: Pa
         run(small_slide, small_model, interrupted, executor="local", block_px=512, mpp=0.26)
 
 
-def test_another_slide_under_the_same_name_is_refused(
-    interrupted: Path, small_slide: Path, small_model: Path, tmp_path: Path
-) -> None:
-    other = tmp_path / "other" / "small.tiff"
-    other.parent.mkdir()
+def test_a_slide_that_was_replaced_is_refused(small_slide: Path, small_model: Path, tmp_path: Path) -> None:
+    """Whether its older contents are half done, or done."""
+    slide, arguments = tmp_path / "slide.tiff", (small_model, tmp_path / "out")
+    shutil.copy(small_slide, slide)
+    with pytest.raises(Stop):
+        run(slide, *arguments, executor="local", block_px=512, progress=StopAfter(2))
     content = bytearray(small_slide.read_bytes())
     content[3000] ^= 1
-    other.write_bytes(bytes(content))
-    (result,) = run(other, small_model, interrupted, executor="local", block_px=512)
-    assert result.status == "failed"
-    assert "slide.fingerprint was" in result.reason
+    for done in (False, True):
+        slide.write_bytes(bytes(content))
+        (result,) = run(slide, *arguments, executor="local", block_px=512)
+        assert (result.status, result.kind) == ("failed", "settings"), f"its older contents are done: {done}"
+        assert "slide.fingerprint was" in result.reason
+        shutil.copy(small_slide, slide)
+        (result,) = run(slide, *arguments, executor="local", block_px=512)
+        assert result.status == "done"
 
 
 def test_another_slide_does_not_get_the_results_of_a_finished_one(
@@ -158,7 +163,7 @@ def test_what_a_kill_left_beside_a_finished_slide_is_cleared(
     shutil.copytree(reference, tmp_path / "small")
     (tmp_path / ".work" / "small" / "blocks").mkdir(parents=True)
     run(small_slide, small_model, tmp_path, executor="local", block_px=2048)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "summary.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".runs", "small", "summary.csv"]
 
 
 def test_what_a_kill_left_while_removing_is_removed(small_slide: Path, small_model: Path, tmp_path: Path) -> None:
@@ -187,7 +192,11 @@ def test_a_bad_slide_is_reported_and_the_others_go_on(small_slide: Path, small_m
     assert rows["good"]["status"] == "done"
     assert int(rows["good"]["nuclei"]) > 100
     assert "text file" in rows["text"]["reason"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good", "summary.csv"]
+    assert rows["text"]["kind"] == rows["cut"]["kind"] == "slide"
+    failure = json.loads(Path(rows["text"]["details"]).read_text())
+    assert failure["reason"] == rows["text"]["reason"] and "SlideOpenError" in failure["trace"][-1]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".runs", ".work", "good", "summary.csv"]
+    assert sorted(path.name for path in (tmp_path / "out" / ".work").iterdir()) == ["cut", "text"]
 
 
 def test_a_slide_that_breaks_in_the_middle_keeps_what_was_done(

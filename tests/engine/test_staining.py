@@ -18,7 +18,7 @@ import yaml
 
 from wsi_seg.api import load_model, plan, run, segment_image
 from wsi_seg.config import StainProfile
-from wsi_seg.engine.driver import Silent
+from wsi_seg.engine.progress import Silent
 from wsi_seg.engine.staining import sample_places, slide_stain
 from wsi_seg.errors import ResumeError, UsageError
 from wsi_seg.inference import read_tile
@@ -112,7 +112,7 @@ def _same(out: Path) -> dict[str, Any]:
     settings = record_of(out)["identity"]["settings"]
     path = out / "same.json"
     path.write_text(json.dumps({key: value for key, value in settings["stain"].items() if value is not None}))
-    return {"block_px": settings["block_px"], "tissue": settings["tissue"], "stain_norm": path}
+    return {"tissue": settings["tissue"], "stain_norm": path}
 
 
 def test_the_network_sees_another_slide_and_measurements_do_not(normalised: Path, reference: Path) -> None:

@@ -183,6 +183,15 @@ def test_a_part_of_a_zip_is_what_qupath_holds_in_memory() -> None:
     assert export.ROWS_PER_PART <= 50_000
 
 
+@pytest.mark.parametrize("limit", [250_000, 10])
+def test_text_made_a_part_at_a_time_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(export, "MOST_IN_ONE_FILE", limit)
+    nuclei = [made_nuclei(25), made_nuclei(7, seed=2)]
+    at_once = written(tmp_path / "once", nuclei).read_bytes()
+    monkeypatch.setattr(export, "_ROWS_AT_ONCE", 4)
+    assert written(tmp_path / "parts", nuclei).read_bytes() == at_once
+
+
 def test_a_file_that_was_not_finished_is_no_json(tmp_path: Path) -> None:
     def fail() -> None:
         with GeoJsonWriter(tmp_path, 10, CLASSES, FULL, (0, 0)) as out:

@@ -15,6 +15,8 @@ from wsi_seg.errors import WsiSegError
 # name -> (module:attribute, one line for the list of commands)
 _COMMANDS = {
     "run": ("wsi_seg.cli.run:run", "Find the nuclei of slides."),
+    "status": ("wsi_seg.cli.status:status", "Show how runs stand: slides done, in work and failed, rate, time left."),
+    "retry": ("wsi_seg.cli.retry:retry", "Do the slides again that failed."),
     "plan": ("wsi_seg.cli.plan:plan", "Show what a run would do, and every problem, before anything is run."),
     "convert": ("wsi_seg.cli.convert:convert", "Write a slide as multiscale OME-Zarr."),
     "prepare": ("wsi_seg.cli.prepare:prepare", "Turn images and annotations into a dataset to train and evaluate on."),

@@ -15,11 +15,23 @@ DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
 )
 
+
+def _allow_gigapixels(context: click.Context, parameter: click.Parameter, limit: float | None) -> None:
+    if limit is not None:
+        from wsi_seg.slides.limits import set_gigapixels
+
+        set_gigapixels(limit)
+
+
 _RUN_OPTIONS = (
     click.option("--model", default="effunetpp", show_default=True, help="Name of a model, or the folder of a bundle."),
     click.option("--mpp", type=float, help="Micrometres per pixel at level 0, for slides whose manifest gives none."),
     DEVICE,
-    click.option("--block-px", type=int, help="Side of a block, a power of two.  [default: 2048 on CPU, 4096 on CUDA]"),
+    click.option(
+        "--block-px",
+        type=int,
+        help="Side of a block, a power of two.  [default: 2048 on CPU, 4096 on CUDA, or less for --memory]",
+    ),
     click.option(
         "--zarr-format",
         type=click.Choice(["0.4", "0.5"]),
@@ -53,6 +65,13 @@ _RUN_OPTIONS = (
         metavar="FILE",
         help="Show slides to the network in this target's stain, see `wsi-seg stain fit`; none: in their own.  "
         "[default: the model's target, if it has one]",
+    ),
+    click.option(
+        "--max-gigapixels",
+        type=float,
+        expose_value=False,
+        callback=_allow_gigapixels,
+        help="Refuse slides that claim more pixels, as damaged ones may.  [default: 200]",
     ),
 )
 

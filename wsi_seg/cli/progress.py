@@ -19,8 +19,8 @@ _LINE_EVERY_S = 10.0
 
 
 def _outcome(result: SlideResult) -> str:
-    if result.status == "failed":
-        return f"{result.name}: FAILED: {result.reason}"
+    if result.status != "done":
+        return f"{result.name}: {result.status.upper()}: {result.reason}"
     if result.slices:
         doubts = "".join(f"; {warning}" for warning in result.warnings)
         return f"{result.name}: {result.nuclei:,} objects in {result.slices} slices, {result.seconds:.1f} s{doubts}"
@@ -103,7 +103,7 @@ class BarProgress:
         self._bars.update(task, advance=1, pace=str(pace))
 
     def ended(self, result: SlideResult) -> None:
-        style = "red" if result.status == "failed" else "green"
+        style = "green" if result.status == "done" else "red"
         self._bars.console.print(_outcome(result), style=style, highlight=False, markup=False)
         self._bars.advance(self._all)
         if result.name in self._tasks:

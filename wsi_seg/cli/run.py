@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -13,7 +12,10 @@ from wsi_seg.cli.options import SLIDES, run_options
 @click.command()
 @SLIDES
 @run_options
-@click.option("--out", default="out", show_default=True, help="Folder of the results, one folder per slide in it.")
+@click.option(
+    "--out", default="out", show_default=True, help="Folder of the results, one folder per slide in it; or s3://..."
+)
+@click.option("--work", help="Folder where slides are done, where --out is a URL; on a cluster, a shared one.")
 @click.option(
     "--executor",
     type=click.Choice(["ray", "local"]),
@@ -23,6 +25,11 @@ from wsi_seg.cli.options import SLIDES, run_options
 )
 @click.option("--address", help="A running Ray cluster, such as auto or ray://HOST:10001; without it Ray starts here.")
 @click.option("--batch-size", type=click.IntRange(1), help="Tiles per forward pass.  [default: 1 on CPU, 8 on CUDA]")
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory that a worker may take, such as 4GB; the sizes of blocks and batches follow from it.",
+)
 @click.option("--spacing", type=float, help="Micrometres from slice to slice of volumes, where the file does not say.")
 @click.option("--overwrite", is_flag=True, help="Start anew where results or half-made results exist.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and more messages.")
@@ -32,20 +39,18 @@ def run(slides: tuple[str, ...], verbose: bool, **options: Any) -> None:  # noqa
 
     Each slide gets OUT/<name>/ with nuclei.geojson.gz (QuPath), labels.zarr (OME-Zarr), nuclei.parquet, overview.png
     and run.json; OUT/summary.csv lists all. A run that was interrupted continues when the same command is given again.
+    Several runs may work on one OUT, also from different machines: each slide is done by one of them.
 
     A stack of grey slices (TIFF, Zarr, OME-Zarr) is a volume. A model of volumes sees it whole, any other slice by
     slice. It gets labels.zarr, labels.tif, objects.csv, overview.png and run.json.
 
-    Exit code: 0 all slides done, 1 some failed, 2 wrong usage.
+    Exit code: 0 all slides done, 1 some failed or are left to another run, 2 wrong usage, 130 stopped.
     """
     from wsi_seg.api import run as run_slides
+    from wsi_seg.cli.ending import stoppable, tell
     from wsi_seg.cli.progress import shown_progress
 
-    with shown_progress(verbose) as progress:
+    done_in = options["work"] or options["out"]
+    with stoppable(done_in), shown_progress(verbose) as progress:
         results = run_slides(list(slides), progress=progress, **options)
-    failed = [result for result in results if result.status == "failed"]
-    click.echo(f"{len(results) - len(failed)} of {len(results)} slides done; see {options['out']}/summary.csv")
-    for result in failed:
-        click.secho(f"failed: {result.path}: {result.reason}", fg="red", err=True)
-    if failed:
-        sys.exit(1)
+    tell(results, done_in)

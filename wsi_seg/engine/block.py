@@ -23,7 +23,7 @@ def process_block(plan: SlidePlan, block: Block, plane: da.Array, maps: MapSourc
     watch = Stopwatch()
     data = find_nuclei(plan, block, plane, maps, watch)
     with watch("write"):
-        Ledger(out, plan.name).commit(block, data)
+        Ledger.of(plan, out).commit(block, data)
     return data.commit
 
 

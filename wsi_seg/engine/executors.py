@@ -5,20 +5,31 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
+from wsi_seg.engine.nodes import Member, Recruits, Refusal, alive_nodes, one_line
+from wsi_seg.engine.preflight import Preflight
 from wsi_seg.engine.worker import JOBS_PER_WORKER, Failure, Job, Outcome, Worker, WorkerInfo, WorkerOptions
 from wsi_seg.errors import UsageError, WsiSegError
-from wsi_seg.process import ENVIRONMENT
+from wsi_seg.process import keep_ray_here
 
 if TYPE_CHECKING:
     import ray
 
-_ALL_LOST = "All workers are lost; what is done is kept: run the same command again"
-_RESTART_S = 300
+    Ref = ray.ObjectRef[Any]
+
+log = logging.getLogger("wsi_seg")
+
+_RUN_AGAIN = "run the same command again"
+_ALL_LOST = f"All workers are lost; what is done is kept: {_RUN_AGAIN}"
+_LOOK_S = 3.0  # between looks at which nodes there are
+_PATIENCE_S = 300.0  # for a node to join a cluster that has lost all
 _ATTEMPTS = 3  # a job whose actor dies is handed out again, but not for ever
 
 
@@ -26,8 +37,11 @@ class Executor(Protocol):
     """Does jobs on one or more workers, at most JOBS_PER_WORKER at a time on each."""
 
     name: str
-    workers: int
     info: WorkerInfo
+
+    @property
+    def workers(self) -> int:
+        """How many there are, at least 1; it may change."""
 
     def free(self) -> Iterator[int]:
         """Yield a worker that can take a job, the least busy first, until all are busy."""
@@ -36,7 +50,10 @@ class Executor(Protocol):
         """Hand a job to a worker."""
 
     def wait(self) -> list[tuple[Job, Outcome]]:
-        """Wait until at least one job is done; return all that are."""
+        """Wait until a job is done or a worker has come, at most some seconds; return the jobs that are done."""
+
+    def abandon(self, job: Job) -> None:
+        """Forget a job that hangs, at any price: its worker's process is ended where it has one of its own."""
 
     def close(self) -> None:
         """Drop what is queued and end the workers."""
@@ -51,152 +68,224 @@ class LocalExecutor:
     def __init__(self, options: WorkerOptions) -> None:
         self._worker = Worker(options)
         self.info = self._worker.info
-        self._pool = ThreadPoolExecutor(JOBS_PER_WORKER, thread_name_prefix="wsi_seg")
         self._running: dict[Future[Outcome], Job] = {}
+        self._queue: SimpleQueue[tuple[Job, Future[Outcome]] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        for _ in range(JOBS_PER_WORKER):
+            self._add_thread()
+
+    def _add_thread(self) -> None:
+        """Start one more; a daemon, so that one that hangs does not keep the process from ending."""
+        self._threads.append(threading.Thread(target=self._serve, name="wsi_seg jobs", daemon=True))
+        self._threads[-1].start()
+
+    def _serve(self) -> None:
+        while (item := self._queue.get()) is not None:
+            job, future = item
+            try:
+                future.set_result(self._worker.do(job))
+            except BaseException as error:
+                future.set_exception(error)
 
     def free(self) -> Iterator[int]:
         while len(self._running) < JOBS_PER_WORKER:
             yield 0
 
     def submit(self, worker: int, job: Job) -> None:
-        self._running[self._pool.submit(self._worker.do, job)] = job
+        future: Future[Outcome] = Future()
+        self._running[future] = job
+        self._queue.put((job, future))
 
     def wait(self) -> list[tuple[Job, Outcome]]:
-        done, _ = wait(self._running, return_when=FIRST_COMPLETED)
-        return [(self._running.pop(future), future.result()) for future in done]
+        done, _ = wait(self._running, timeout=_LOOK_S, return_when=FIRST_COMPLETED)
+        finished = [(self._running.pop(future), future.result()) for future in done]
+        for _, outcome in finished:
+            if isinstance(outcome, Failure) and outcome.kind == "device":
+                raise WsiSegError(f"The device failed ({outcome.reason}); what is done is kept: {_RUN_AGAIN}")
+        return finished
+
+    def abandon(self, job: Job) -> None:
+        self._running = {future: own for future, own in self._running.items() if own is not job}
+        self._add_thread()  # in the place of the one that hangs
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in () if self._running else self._threads:  # Python may abort where a daemon is left at its end
+            thread.join(timeout=1)
 
 
 class RayExecutor:
-    """One actor per GPU, or one per machine where there is none.
+    """One actor per GPU of a cluster, or one per node where there is none.
 
     address: of a running cluster; None starts Ray on this machine for the time of the run.
+    preflight: what each node must pass before it gets workers. UsageError names those that do not at the start.
 
-    An actor that dies is restarted by Ray. The jobs it had are done again one at a time, each alone on a worker, so
-    that a job that kills its worker is found out and takes no other with it. A worker whose machine is lost gets no
-    more.
+    Nodes come and go: one that joins is looked at and gets workers, one that is lost takes its own with it. An actor
+    that dies is restarted by Ray. The jobs it had are done again one at a time, each alone on a worker, so that a job
+    that kills its worker is found out and takes no other with it.
     """
 
     name = "ray"
 
-    def __init__(self, options: WorkerOptions, address: str | None = None) -> None:
-        self._owns_ray = start_ray(address)
-        self._actors: list[Any] = []
+    def __init__(self, options: WorkerOptions, address: str | None = None, preflight: Preflight | None = None) -> None:
+        self._owns_ray = False
+        self._on_cluster = address is not None
+        self._members: list[Member] = []
+        self._recruits = Recruits(options, preflight)
+        self._suspects: deque[tuple[Job, int]] = deque()
+        self._reserved: Member | None = None  # does, or will do, a suspect
+        self._running: dict[Ref, tuple[Member, Job, int]] = {}
+        self._looked_s = self._manned_s = time.monotonic()
         try:
-            self._actors = _start_actors(options)
-            self.workers = len(self._actors)
-            self.info = self._describe()
+            self._owns_ray = start_ray(address)
+            self._gather()
         except BaseException:
             self.close()
             raise
-        self._load = [0] * self.workers
-        self._lost: set[int] = set()
-        self._suspects: deque[tuple[Job, int]] = deque()
-        self._reserved: int | None = None  # the worker that does, or will do, a suspect
-        self._running: dict[ray.ObjectRef[Any], tuple[int, Job, int]] = {}
+        self.info = self._members[0].info
 
-    def _describe(self) -> WorkerInfo:
+    @property
+    def workers(self) -> int:
+        return max(1, sum(not member.lost for member in self._members))
+
+    def _gather(self) -> None:
+        """Wait for the workers of all nodes that there are."""
         import ray
 
-        try:
-            infos: list[WorkerInfo] = ray.get([actor.describe.remote() for actor in self._actors])
-        except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, UsageError):
-                raise cause from None
-            raise UsageError(f"The workers do not start: {_one_line(error)}") from None
-        kinds = {(info.device, info.precision) for info in infos}
-        if len(kinds) > 1:
-            raise UsageError(
-                f"The cluster's workers compute differently ({sorted(kinds)}): results would depend on who did what; "
-                "choose one kind with --device cpu or --device cuda"
+        self._recruits.welcome(alive_nodes())
+        refusals: list[Refusal] = []
+        while self._recruits.awaited:
+            done, _ = ray.wait(self._recruits.awaited, num_returns=1, timeout=1)
+            refusals += [refusal for ref in done if (refusal := self._enlist(ref))]
+            refusals += self._recruits.overdue()
+            if refusals and not self._recruits.looking:
+                raise UsageError("; ".join(str(refusal) for refusal in refusals))
+        if not self._members:
+            raise UsageError("The Ray cluster has no node that can work (--device cuda needs GPUs); see `ray status`")
+
+    def _enlist(self, ref: Ref) -> Refusal | None:
+        """Take what a node on its way to having workers has answered."""
+        answer = self._recruits.take(ref)
+        if not isinstance(answer, Member):
+            return answer
+        if self._members and answer.kind != self._members[0].kind:
+            answer.end()
+            others = " ".join(self._members[0].kind)
+            return Refusal(
+                answer.node,
+                f"computes with {' '.join(answer.kind)}, others with {others}, and results would depend on who did "
+                "what; choose one kind with --device cpu or --device cuda",
             )
-        return infos[0]
+        self._members.append(answer)
+        return None
 
     def free(self) -> Iterator[int]:
-        if len(self._lost) == self.workers:
-            raise WsiSegError(_ALL_LOST)
-        while alive := self._alive():
-            worker = min(alive, key=self._load.__getitem__)
-            if self._load[worker] >= JOBS_PER_WORKER:
+        while not self._running and not self._suspects and not self._available():
+            self.wait()  # all workers are away or lost, and only a new one brings the run on
+        while available := self._available():
+            member = min(available, key=lambda member: member.load)
+            if member.load >= JOBS_PER_WORKER:
                 return
-            yield worker
+            yield self._members.index(member)
 
-    def _alive(self) -> list[int]:
-        return [w for w in range(self.workers) if w not in self._lost and w != self._reserved]
+    def _available(self) -> list[Member]:
+        return [member for member in self._members if member.here and member is not self._reserved]
 
     def submit(self, worker: int, job: Job) -> None:
-        self._submit(worker, job, attempt=1)
+        self._submit(self._members[worker], job, attempt=1)
 
-    def _submit(self, worker: int, job: Job, attempt: int) -> None:
-        self._running[self._actors[worker].do.remote(job)] = worker, job, attempt
-        self._load[worker] += 1
+    def _submit(self, member: Member, job: Job, attempt: int) -> None:
+        self._running[member.actor.do.remote(job)] = member, job, attempt
+        member.load += 1
 
     def wait(self) -> list[tuple[Job, Outcome]]:
         import ray
 
+        self._look_around()
+        self._place_suspect()
+        away = {member.away: member for member in self._members if member.away is not None}
+        awaited = [*self._running, *away, *self._recruits.awaited]
+        if not awaited:
+            time.sleep(_LOOK_S)
+            return []
         finished: list[tuple[Job, Outcome]] = []
-        while not finished:
-            self._place_suspect()
-            done, _ = ray.wait(list(self._running), num_returns=1)
-            for ref in done:
-                worker, job, attempt = self._running.pop(ref)
-                self._load[worker] -= 1
-                if worker == self._reserved and attempt > 1:
-                    self._reserved = None
-                try:
-                    finished.append((job, ray.get(ref)))
-                except ray.exceptions.RayError as error:
-                    finished += self._bury(worker, job, attempt, error)
+        for ref in ray.wait(awaited, num_returns=1, timeout=_LOOK_S)[0]:
+            if ref in self._running:
+                finished += self._conclude(ref)
+            elif ref in away:
+                away[ref].return_or_be_lost()
+            elif refusal := self._enlist(ref):
+                log.warning("%s; it gets no work", refusal)
         return finished
 
-    def _place_suspect(self) -> None:
-        """Give the next suspect a worker of its own, once that one has nothing else to do."""
-        if not self._suspects:
-            return
-        if self._reserved is None:
-            alive = self._alive()
-            if not alive:
-                raise WsiSegError(_ALL_LOST)
-            self._reserved = min(alive, key=self._load.__getitem__)
-        if self._load[self._reserved] > 0:
-            return
-        if self._is_back(self._reserved):
-            job, attempt = self._suspects.popleft()
-            self._submit(self._reserved, job, attempt)
-        else:
-            self._lost.add(self._reserved)
-            self._reserved = None
-            self._place_suspect()
+    def _look_around(self) -> None:
+        """Every few seconds, see which nodes have come and gone; WsiSegError once there has long been none."""
+        now_s = time.monotonic()
+        if self._on_cluster and now_s - self._looked_s > _LOOK_S:
+            self._looked_s = now_s
+            nodes = alive_nodes()
+            self._recruits.welcome(nodes)
+            for refusal in self._recruits.overdue():
+                log.warning("%s; it gets no work", refusal)
+            alive = {node.id for node in nodes}
+            for member in self._members:
+                if member.node.id not in alive:
+                    member.lost, member.away = True, None
+        if self._recruits.awaited or not all(member.lost for member in self._members):
+            self._manned_s = now_s
+        elif now_s - self._manned_s > (_PATIENCE_S if self._on_cluster else 0):
+            raise WsiSegError(_ALL_LOST)
 
-    def _is_back(self, worker: int) -> bool:
-        """Wait until a worker answers; after a restart it loads the model first. False if it is lost."""
+    def _conclude(self, ref: Ref) -> list[tuple[Job, Outcome]]:
+        """Take what became of a job; it is not done where its worker died."""
         import ray
 
+        member, job, attempt = self._forget(ref)
         try:
-            ray.get(self._actors[worker].describe.options(max_task_retries=-1).remote(), timeout=_RESTART_S)
-        except ray.exceptions.RayError:
-            return False
-        return True
-
-    def _bury(self, worker: int, job: Job, attempt: int, error: Exception) -> list[tuple[Job, Outcome]]:
-        """Decide about a job that was lost with its worker: again, or a failure."""
-        import ray
-
-        if isinstance(error, ray.exceptions.ActorUnschedulableError):
-            self._lost.add(worker)
+            outcome: Outcome = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            member.leave()
+            outcome = Failure(f"{job.title} ended its worker {attempt} times: {one_line(error)}", "crash")
+        else:
+            if not (isinstance(outcome, Failure) and outcome.kind == "device"):
+                return [(job, outcome)]
+            member.restart()  # its process can do nothing more with the device
         if attempt < _ATTEMPTS:
             self._suspects.append((job, attempt + 1))
             return []
-        return [(job, Failure(f"{job.method} ended its worker {attempt} times: {_one_line(error)}"))]
+        return [(job, outcome)]
+
+    def _forget(self, ref: Ref) -> tuple[Member, Job, int]:
+        member, job, attempt = self._running.pop(ref)
+        member.load -= 1
+        if member is self._reserved and not member.load:
+            self._reserved = None
+        return member, job, attempt
+
+    def abandon(self, job: Job) -> None:
+        self._suspects = deque(suspect for suspect in self._suspects if suspect[0] is not job)
+        for ref in [ref for ref, (_, own, _) in self._running.items() if own is job]:
+            member, *_ = self._forget(ref)
+            member.restart()  # the other job that it has becomes a suspect
+
+    def _place_suspect(self) -> None:
+        """Give the next suspect a worker of its own, once that one has nothing else to do."""
+        if self._reserved is not None and self._reserved.lost:
+            self._reserved = None
+        if not self._suspects:
+            return
+        if self._reserved is None and (available := self._available()):
+            self._reserved = min(available, key=lambda member: member.load)
+        if self._reserved is not None and self._reserved.here and not self._reserved.load:
+            self._submit(self._reserved, *self._suspects.popleft())
 
     def close(self) -> None:
         import ray
 
-        for actor in self._actors:
-            ray.kill(actor)
+        self._recruits.close()
+        for member in self._members:
+            member.end()
         if self._owns_ray:
             ray.shutdown()
 
@@ -206,6 +295,8 @@ def start_ray(address: str | None, *, log_to_driver: bool = False) -> bool:
 
     log_to_driver: whether what workers print is printed here too.
     """
+    if address is None:
+        keep_ray_here()
     import ray
 
     if ray.is_initialized():
@@ -213,7 +304,25 @@ def start_ray(address: str | None, *, log_to_driver: bool = False) -> bool:
             raise UsageError("--address: this process is connected to Ray already; leave the address out")
         return False
     if address is None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        _start_here(log_to_driver)
+        return True
+    try:
+        _check_reachable(address)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"--address {address}: no Ray cluster answers ({one_line(error)}); start one with `ray start --head`, "
+            "or leave --address out to run on this machine"
+        ) from None
+    return True
+
+
+def _start_here(log_to_driver: bool) -> None:
+    """Start Ray on this machine; WsiSegError where it does not come up."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
         # "local", since Ray would else join what runs on this machine, or what a killed cluster left behind; only block
         # descriptions travel through the object store, so it may be small
         ray.init(
@@ -223,16 +332,11 @@ def start_ray(address: str | None, *, log_to_driver: bool = False) -> bool:
             logging_level=logging.ERROR,
             log_to_driver=log_to_driver,
         )
-        return True
-    try:
-        _check_reachable(address)
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"--address {address}: no Ray cluster answers ({_one_line(error)}); start one with `ray start --head`, "
-            "or leave --address out to run on this machine"
-        ) from None
-    return True
+    except Exception as error:  # Ray raises the bare class
+        raise WsiSegError(
+            f"Ray does not start on this machine ({one_line(error)}); try again when it is less busy, "
+            "or use --executor local"
+        ) from error
 
 
 def _check_reachable(address: str) -> None:
@@ -240,36 +344,3 @@ def _check_reachable(address: str) -> None:
     host, _, port = address.removeprefix("ray://").partition(":")
     if port:
         socket.create_connection((host, int(port)), timeout=5).close()
-
-
-def _start_actors(options: WorkerOptions) -> list[Any]:
-    """One actor per GPU; on a machine without, one with all its cores."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    actors = []
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if not node["Alive"]:
-            continue
-        cpus, gpus = int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))
-        if options.device == "cpu":
-            gpus = 0
-        elif options.device == "cuda" and not gpus:
-            continue
-        for _ in range(gpus or min(cpus, 1)):
-            actor = ray.remote(Worker).options(
-                num_gpus=1 if gpus else 0,
-                num_cpus=max(1, cpus // max(1, gpus)),
-                max_restarts=-1,
-                max_concurrency=JOBS_PER_WORKER + 1,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-                runtime_env={"env_vars": ENVIRONMENT},
-            )
-            actors.append(actor.remote(options))
-    if not actors:
-        raise UsageError("The Ray cluster has no node that can work (--device cuda needs GPUs); see `ray status`")
-    return actors
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

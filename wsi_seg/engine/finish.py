@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from wsi_seg.config import LABEL_CHUNK_PX
+from wsi_seg.engine.contents import seal
 from wsi_seg.engine.gallery import Gallery
-from wsi_seg.engine.ledger import RUN_FILE, BlockData, Ledger
+from wsi_seg.engine.ledger import BlockData, Ledger
 from wsi_seg.engine.staining import unnormalised_tiles
 from wsi_seg.errors import StorageError
 from wsi_seg.export.geojson import ROWS_PER_PART, GeoJsonWriter
@@ -48,7 +48,7 @@ class RunInfo:
 def finish_slide(plan: SlidePlan, info: RunInfo, out: Path, peak_memory_mb: float) -> SlideResult:
     """Write all outputs of a slide whose blocks are committed, and rename them into place."""
     begin, watch = time.perf_counter(), Stopwatch()
-    ledger = Ledger(out, plan.name)
+    ledger = Ledger.of(plan, out)
     commits = ledger.commits()
     numbering = Numbering(plan, ledger, commits)
     if plan.blocks and not numbering.total:
@@ -64,7 +64,7 @@ def finish_slide(plan: SlidePlan, info: RunInfo, out: Path, peak_memory_mb: floa
             gallery.draw(folder / "overview.png", numbering.tables)
         wall_s = info.wall_s + time.perf_counter() - begin
         record = _record(plan, info, commits, numbering.total, unmatched_px, wall_s, peak_memory_mb, watch)
-        (folder / RUN_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        seal(folder, record)
     ledger.clean()
     return SlideResult(
         name=plan.name,
@@ -231,6 +231,7 @@ def _record(
         "identity": info.identity,
         "slide": {
             "path": plan.path,
+            "version": plan.version,
             "dimensions_l0": plan.dimensions_l0,
             "mpp_l0": plan.mpp_l0,
             "mpp": plan.frame.mpp,
@@ -255,11 +256,12 @@ def _record(
         },
         "peak_memory_mb": round(peak_memory_mb, 1),
         "warnings": plan.warnings,
-        "environment": {**info.environment, "versions": versions()},
+        "environment": {**info.environment, "versions": dict(versions())},
     }
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Return the versions of what took part."""
     packages = ("wsi-seg", "torch", "segmentation-models-pytorch", "openslide-python", "zarr", "dask", "numba", "ray")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

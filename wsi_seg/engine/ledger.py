@@ -1,19 +1,13 @@
-"""What of a slide is done, so that a killed run loses at most the blocks it was at.
-
-    OUT/.work/<slide>/identity.json     what determines the result
-    OUT/.work/<slide>/blocks/*.block    one file per finished block: its being there is the commit
-    OUT/.work/<slide>/finished.*/       outputs while they are written
-    OUT/<slide>/                        outputs, renamed into place as one folder
+"""What of a slide is done, so that a killed run loses at most the blocks it was at; where it lies: `layout`.
 
 A file is written under a temporary name, synced and renamed. A block's file is a zip, whose checksums tell a damaged
-one.
+one. Blocks of another size are kept beside those in use.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import uuid
 import zipfile
@@ -21,21 +15,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numcodecs
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from wsi_seg.errors import OutputError, StorageError
-from wsi_seg.files import replacing, sync
-from wsi_seg.records import Block, Commit
+from wsi_seg.engine.contents import damage
+from wsi_seg.engine.layout import FAILURE_FILE, PLAN_FILE, RUN_FILE, TRASH, WORK
+from wsi_seg.errors import DamageError, OutputError, StorageError
+from wsi_seg.files import TEMPORARY, replacing, sync
+from wsi_seg.records import Block, Commit, SlidePlan
 
-WORK = ".work"
-TRASH = ".trash."  # begins the names of folders in WORK that are being removed
-RUN_FILE = "run.json"
-_IDENTITY_FILE = "identity.json"
 _SUFFIX = ".block"
 
 
@@ -55,25 +47,29 @@ class BlockData:
 
 
 class Ledger:
-    """The files of one slide under `out`."""
+    """The files of one slide under `out`.
 
-    def __init__(self, out: Path, name: str) -> None:
+    block_px: the size of the blocks in use; 0 where none are read or written.
+    """
+
+    def __init__(self, out: Path, name: str, block_px: int = 0) -> None:
         self.name = name
+        self.out = out
         self.final = out / name
         self.work = out / WORK / name
         self._blocks = self.work / "blocks"
+        self._suffix = f".{block_px}{_SUFFIX}"
+
+    @classmethod
+    def of(cls, plan: SlidePlan, out: Path) -> Self:
+        """Return the ledger of a planned slide."""
+        return cls(out, plan.name, plan.settings.block_px)
 
     def identity(self) -> dict[str, Any] | None:
         """Return what the results or half-made results here were made with, None where there are none."""
-        for path, key in ((self.final / RUN_FILE, "identity"), (self.work / _IDENTITY_FILE, None)):
+        for path in (self.final / RUN_FILE, self.work / PLAN_FILE):
             if path.is_file():
-                try:
-                    content = json.loads(path.read_text(encoding="utf-8"))
-                    return dict(content[key] if key else content)
-                except (OSError, ValueError, KeyError, TypeError):
-                    raise OutputError(
-                        f"{path}: is not a record of wsi_seg; remove {path.parent}, or choose another --out"
-                    ) from None
+                return dict(_read_json(path, "identity")["identity"])
         if self.final.exists():
             raise self._foreign()
         return None
@@ -85,14 +81,46 @@ class Ledger:
     def done(self) -> bool:
         return (self.final / RUN_FILE).is_file()
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
-        """Make the working folder and record what determines the result; blocks of nobody knows what are dropped."""
+    def record(self) -> dict[str, Any]:
+        """Return the run.json of a finished slide; DamageError where its outputs are not as they were written."""
+        record = _read_json(self.final / RUN_FILE, "identity")
+        harm = damage(self.final, record["contents"]) if "contents" in record else ""
+        if harm:
+            what = f"the finished results under {self.final} are not as they were written: {harm}"
+            raise DamageError(self.name, f"{what}; `wsi-seg retry {self.out}` makes them anew")
+        return record
+
+    def begin(self, plan: SlidePlan, identity: Mapping[str, Any]) -> None:
+        """Make the working folder and record the plan; drop blocks of nobody knows what, and what kills left."""
         with storing(self.name, self.work):
-            if not (self.work / _IDENTITY_FILE).is_file():
-                self._drop(self.work)
-            self._blocks.mkdir(parents=True, exist_ok=True)
-            with replacing(self.work / _IDENTITY_FILE) as file:
-                file.write(json.dumps(identity, indent=1).encode())
+            if not (self.work / PLAN_FILE).is_file():
+                self._drop(self._blocks)
+            _make_folder(self._blocks)
+            for attempt in self.work.glob("finished.*"):
+                shutil.rmtree(attempt, ignore_errors=True)
+            for left in (*self.work.glob(f".*{TEMPORARY}"), *self._blocks.glob(f".*{TEMPORARY}")):
+                left.unlink(missing_ok=True)
+            self._write(
+                PLAN_FILE,
+                {
+                    "identity": identity,
+                    "block_px": plan.settings.block_px,
+                    "blocks": len(plan.blocks),
+                    "tiles": plan.tile_count,
+                    "tissue_mm2": plan.tissue_mm2,
+                },
+            )
+
+    def quarantine(self, failure: Mapping[str, Any]) -> Path:
+        """Record why the slide failed, until it is done; return the file that tells it."""
+        with storing(self.name, self.work):
+            _make_folder(self.work)
+            self._write(FAILURE_FILE, failure)
+            return self.work / FAILURE_FILE
+
+    def _write(self, name: str, values: Mapping[str, Any]) -> None:
+        with replacing(self.work / name) as file:
+            file.write(json.dumps(values, indent=1).encode() + b"\n")
 
     def check_ours(self) -> None:
         """Raise OutputError where the slide's folder was made by something else."""
@@ -112,16 +140,28 @@ class Ledger:
             trash = self.work.parent / f"{TRASH}{uuid.uuid4().hex}"
             trash.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(trash)
+            sync(folder.parent)
             shutil.rmtree(trash, ignore_errors=True)
 
     def committed(self) -> set[str]:
         """Return the names of the finished blocks, having read them; damaged ones are dropped, to be done again."""
         with storing(self.name, self.work):
-            return {path.stem for path in self._blocks.glob(f"*{_SUFFIX}") if _is_whole(path)}
+            return {self._name_of(path) for path in self._paths() if _is_whole(path)}
+
+    @property
+    def other_blocks(self) -> int:
+        """How many blocks there are of other sizes."""
+        return sum(not path.name.endswith(self._suffix) for path in self._blocks.glob(f"*{_SUFFIX}"))
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._blocks.glob(f"*{self._suffix}"))
+
+    def _name_of(self, path: Path) -> str:
+        return path.name.removesuffix(self._suffix)
 
     def commit(self, block: Block, data: BlockData) -> None:
         """Keep a finished block."""
-        with storing(self.name, self.work), replacing(self._blocks / f"{block.name}{_SUFFIX}") as file:
+        with storing(self.name, self.work), replacing(self._blocks / f"{block.name}{self._suffix}") as file:
             file.write(_pack(data))
 
     def read(self, name: str) -> BlockData:
@@ -139,14 +179,14 @@ class Ledger:
     def commits(self) -> list[Commit]:
         """Return the records of the finished blocks."""
         commits = []
-        for path in sorted(self._blocks.glob(f"*{_SUFFIX}")):
-            with self._reading(path.stem) as archive:
+        for path in self._paths():
+            with self._reading(self._name_of(path)) as archive:
                 commits.append(Commit(**json.loads(archive.read("commit.json"))))
         return commits
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[zipfile.ZipFile]:
-        path = self._blocks / f"{name}{_SUFFIX}"
+        path = self._blocks / f"{name}{self._suffix}"
         try:
             with zipfile.ZipFile(path) as archive:
                 yield archive
@@ -157,22 +197,47 @@ class Ledger:
     def finishing(self) -> Iterator[Path]:
         """Give a folder for the outputs; it gets its final name when the body is through.
 
-        Each attempt has a folder of its own, so that two runs on one output cannot mix theirs.
+        Each attempt has a folder of its own, so that two cannot mix theirs: the worker of a killed run may live on for
+        a while. Where another was faster with the same, its outputs stay.
         """
-        finished = self.work / f"finished.{os.uname().nodename}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        finished = self.work / f"finished.{uuid.uuid4().hex}"
         with storing(self.name, self.work):
             try:
                 finished.mkdir(parents=True)
                 yield finished
                 _sync_tree(finished)
-                finished.rename(self.final)
+                if not self._is_done_alike(finished):
+                    finished.rename(self.final)
             finally:  # on failure, leave the room to the blocks
                 shutil.rmtree(finished, ignore_errors=True)
             sync(self.final.parent)
 
+    def _is_done_alike(self, finished: Path) -> bool:
+        return self.done and self.identity() == _read_json(finished / RUN_FILE, "identity")["identity"]
+
     def clean(self) -> None:
         """Remove the working folder; the final outputs are in place."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _read_json(path: Path, key: str) -> dict[str, Any]:
+    """Return the contents of a file of this package, which holds an object under `key`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        dict(content[key])
+        return dict(content)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OutputError(
+            f"{path}: is not a record of wsi_seg; remove {path.parent}, or choose another --out"
+        ) from None
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder whose name, and those above it, survive a power cut."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
 
 
 def _is_whole(path: Path) -> bool:

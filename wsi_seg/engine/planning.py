@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,16 +17,19 @@ from wsi_seg.engine.staining import slide_stain
 from wsi_seg.records import Frame, SlidePlan
 from wsi_seg.slides import Plane, Slide, open_slide
 from wsi_seg.slides.inputs import SlideSource
+from wsi_seg.slides.trial import try_out
 from wsi_seg.tiling import active_tiles, make_blocks
 from wsi_seg.tissue import find_tissue
 
 log = logging.getLogger("wsi_seg")
 
 TISSUE_UM_PER_PX = 8.0
+MOST_TISSUE_PX = 12_000_000  # of that picture: above 110,000 x 110,000 px at 0.25 um it is coarser
 
 
 def plan_slide(source: SlideSource, model: ModelSpec, settings: RunSettings) -> SlidePlan:
     """Open the slide and plan it; SlideError where it cannot be done."""
+    try_out(source.path, source.mpp)
     with collected_warnings() as warnings, open_slide(source.path, mpp=source.mpp) as slide:
         _, plan = plan_opened(slide, source, model, settings)
         return replace(plan, warnings=tuple(warnings))
@@ -45,6 +49,7 @@ def plan_opened(slide: Slide, source: SlideSource, model: ModelSpec, settings: R
         name=source.name,
         mpp_given=source.mpp,
         fingerprint=slide.fingerprint,
+        version=slide.version,
         dimensions_l0=(width_l0, height_l0),
         mpp_l0=mpp_l0,
         frame=_frame(slide, plane, settings),
@@ -69,7 +74,9 @@ def slide_tissue(slide: Slide, settings: RunSettings) -> npt.NDArray[np.bool_]:
     """Return the tissue of the whole slide, (Y, X) bool at about TISSUE_UM_PER_PX."""
     if settings.tissue == "all":
         return np.ones((1, 1), np.bool_)
-    thumbnail_rgb, scale_l0 = slide.thumbnail(mpp=TISSUE_UM_PER_PX)
+    width_um, height_um = (side * slide.require_mpp() for side in slide.dimensions_l0)
+    coarse_enough = math.sqrt(width_um * height_um / MOST_TISSUE_PX)
+    thumbnail_rgb, scale_l0 = slide.thumbnail(mpp=max(TISSUE_UM_PER_PX, coarse_enough))
     return find_tissue(thumbnail_rgb, slide.require_mpp() * scale_l0)
 
 

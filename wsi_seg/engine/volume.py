@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from wsi_seg.config import RunSettings
+from wsi_seg.engine.contents import seal
 from wsi_seg.engine.finish import RunInfo, versions
-from wsi_seg.engine.ledger import RUN_FILE, Ledger
+from wsi_seg.engine.ledger import Ledger
 from wsi_seg.engine.planning import collected_warnings
 from wsi_seg.inference import MapSource
 from wsi_seg.process import peak_memory_mb
@@ -49,7 +49,7 @@ def do_volume(source: SlideSource, settings: RunSettings, info: RunInfo, maps: M
             slices=len(volume.values),
         )
         record = _record(volume, info, result, watch)
-        (folder / RUN_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        seal(folder, record)
     ledger.clean()
     return result
 
@@ -71,5 +71,5 @@ def _record(volume: Volume, info: RunInfo, result: SlideResult, watch: Stopwatch
         "seconds": {"wall": round(result.seconds, 3), **stages},
         "peak_memory_mb": round(peak_memory_mb(), 1),
         "warnings": result.warnings,
-        "environment": {**info.environment, "versions": versions()},
+        "environment": {**info.environment, "versions": dict(versions())},
     }

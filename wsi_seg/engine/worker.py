@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 import traceback
+import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import RunSettings
 from wsi_seg.engine.block import process_block
+from wsi_seg.engine.failures import Kind, kind_of, pause_before_retry, reason_of
 from wsi_seg.engine.finish import RunInfo, finish_slide
+from wsi_seg.engine.ledger import Ledger
+from wsi_seg.engine.memory import BANDS_PX, DEFAULT_BLOCK_PX, Need, choose_sizes
 from wsi_seg.engine.planning import plan_slide, reopen
+from wsi_seg.engine.summary import result_of
 from wsi_seg.engine.volume import do_volume
-from wsi_seg.errors import SlideError, WsiSegError
 from wsi_seg.inference import Device, MapSource, Network, Precision, choose_device, choose_precision
-from wsi_seg.process import peak_memory_mb, prepare_for_computing
+from wsi_seg.process import held_bytes, peak_memory_mb, prepare_for_computing
 from wsi_seg.records import Block, Commit, SlidePlan, SlideResult
 from wsi_seg.slides import Plane, Slide
 from wsi_seg.slides.inputs import SlideSource
 
+log = logging.getLogger("wsi_seg")
+
 JOBS_PER_WORKER = 2  # one block reads, separates and writes while the network is busy with the other
 _OPEN_SLIDES = 4
-_DEFAULT_BATCH: dict[Device, int] = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """How to make a worker. batch_size None: what suits the device."""
+    """How to make a worker.
+
+    batch_size, block_px: None for what suits the device and the memory. memory: bytes that the worker may take.
+    workers: how many there are on its machine.
+    """
 
     model: str
     out: Path
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: int | None = None
+    block_px: int | None = None
+    memory: int | None = None
+    workers: int = 1
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What a worker turned out to be."""
+    """What a worker turned out to be.
+
+    process: tells its process from all others. block_px, band_px: sizes that suit its memory, see `engine.memory`.
+    """
 
     device: Device
     precision: Precision
     batch_size: int
     threads: int
+    process: str
+    block_px: int = DEFAULT_BLOCK_PX["cpu"]
+    band_px: int = BANDS_PX[0]
 
 
 @dataclass(frozen=True)
@@ -55,13 +75,25 @@ class Job:
     slide: str
     arguments: tuple[Any, ...]
 
+    @property
+    def title(self) -> str:
+        """The method, and which block of the slide it is for."""
+        names = [argument.name for argument in self.arguments if isinstance(argument, Block)]
+        return " ".join([self.method, *names])
+
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job came to nothing; `trace` is empty for errors that are the slide's and not the program's."""
+    """Why a job came to nothing. trace: where in the program, if it got so far."""
 
     reason: str
+    kind: Kind = "slide"
     trace: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        """Return the failure that an error is."""
+        return cls(reason_of(error), kind_of(error), "".join(traceback.format_exception(error)))
 
 
 Outcome = SlidePlan | Commit | SlideResult | Failure
@@ -74,12 +106,24 @@ class Worker:
         prepare_for_computing()
         bundle = find_bundle(options.model)
         device = choose_device(options.device)
-        batch_size = options.batch_size or _DEFAULT_BATCH[device]
         network = Network.load(bundle, device, choose_precision(device))
-        self.info = WorkerInfo(device, choose_precision(device), batch_size, _threads())
+        if device == "cuda":  # its libraries are loaded when they are first used
+            network.warm_up()
+        need = Need(network, JOBS_PER_WORKER, held_bytes())
+        wanted = options.memory, options.block_px, options.batch_size
+        sizes = choose_sizes(need, device, *wanted, workers=options.workers)
+        self.info = WorkerInfo(
+            device,
+            choose_precision(device),
+            sizes.batch_size,
+            _threads(),
+            uuid.uuid4().hex,
+            sizes.block_px,
+            sizes.band_px,
+        )
         self._model = bundle.spec
         self._out = options.out
-        self._maps = MapSource(network, batch_size)
+        self._maps = MapSource(network, sizes.batch_size, need.kept(sizes))
         self._slides: OrderedDict[tuple[str, float | None], tuple[Slide, Plane]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -87,14 +131,20 @@ class Worker:
         return self.info
 
     def do(self, job: Job) -> Outcome:
-        """Do one job; what goes wrong with a slide comes back as a Failure."""
-        try:
-            outcome: Outcome = getattr(self, job.method)(*job.arguments)
-        except WsiSegError as error:
-            return Failure(error.reason if isinstance(error, SlideError) else str(error))
-        except Exception as error:
-            return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}", traceback.format_exc())
-        return outcome
+        """Do one job; what goes wrong with a slide comes back as a Failure, what may pass is tried again before."""
+        tried = 0
+        while True:
+            try:
+                outcome: Outcome = getattr(self, job.method)(*job.arguments)
+                return outcome
+            except Exception as error:
+                tried += 1
+                pause_s = pause_before_retry(error, tried)
+                if pause_s is None:
+                    return Failure.of(error)
+                log.warning("%s: %s: %s; trying again in %g s", job.slide, job.title, reason_of(error), pause_s)
+                self._forget(job.arguments[0].path)
+            time.sleep(pause_s)
 
     def plan(self, source: SlideSource, settings: RunSettings) -> SlidePlan:
         return plan_slide(source, self._model, settings)
@@ -103,10 +153,22 @@ class Worker:
         return process_block(plan, block, self._plane(plan).array, self._maps, self._out)
 
     def finish(self, plan: SlidePlan, info: RunInfo) -> SlideResult:
+        ledger = Ledger.of(plan, self._out)
+        if ledger.done:  # by a worker that died before it could say so
+            return result_of(ledger.record(), plan.name, plan.path)
         return finish_slide(plan, info, self._out, peak_memory_mb())
 
     def volume(self, source: SlideSource, settings: RunSettings, info: RunInfo) -> SlideResult:
+        ledger = Ledger(self._out, source.name)
+        if ledger.done:
+            return result_of(ledger.record(), source.name, source.path)
         return do_volume(source, settings, info, self._maps, self._out)
+
+    def _forget(self, path: str) -> None:
+        """Have the slide opened anew when it is wanted next; it closes when nobody reads from it any more."""
+        with self._lock:
+            for key in [key for key in self._slides if key[0] == path]:
+                del self._slides[key]
 
     def _plane(self, plan: SlidePlan) -> Plane:
         """Return the slide at the model's resolution; the last few slides stay open."""

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import numba
 import numpy as np
@@ -22,6 +22,7 @@ from wsi_seg.config import ClassSpec
 from wsi_seg.records import Measure, UInt8Array
 
 ROWS_PER_PART = 50_000
+_ROWS_AT_ONCE = 5_000  # of which the text is in memory
 MOST_IN_ONE_FILE = 250_000  # above it QuPath's tree of the file outgrows a workstation's default heap
 _BEGIN, _END = b'{"type":"FeatureCollection","features":[\n', b"\n]}\n"
 
@@ -66,14 +67,24 @@ class GeoJsonWriter:
         """
         if not nuclei.num_rows:
             return
-        text = self._template.features(nuclei, uuids, self._measures, self._shift_tenths)
         if self._archive is not None:
             part = zipfile.ZipInfo(f"nuclei_{self._parts + 1:05d}.geojson")
             part.compress_type = zipfile.ZIP_DEFLATED
-            self._archive.writestr(part, _BEGIN + text + _END)
+            with self._archive.open(part, "w") as file:
+                file.write(_BEGIN)
+                self._write(file, nuclei, uuids)
+                file.write(_END)
         elif self._file is not None:
-            self._file.write(text if self._parts == 0 else b",\n" + text)
+            self._file.write(b"" if self._parts == 0 else b",\n")
+            self._write(self._file, nuclei, uuids)
         self._parts += 1
+
+    def _write(self, file: IO[bytes] | gzip.GzipFile, nuclei: pa.Table, uuids: UInt8Array) -> None:
+        """Write features, a part of their text in memory at a time."""
+        for begin in range(0, nuclei.num_rows, _ROWS_AT_ONCE):
+            rows, names = nuclei.slice(begin, _ROWS_AT_ONCE), uuids[begin : begin + _ROWS_AT_ONCE]
+            text = self._template.features(rows, names, self._measures, self._shift_tenths)
+            file.write(text if begin == 0 else b",\n" + text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -125,7 +136,7 @@ class _Template:
         decimals = np.array([m.decimals for m in measures], np.int64)
         class_ids = nuclei.column("class_id").to_numpy()
         size = len(nuclei) * (len(self._text) + uuids.shape[1] + 24 * (len(measures) + 4)) + 13 * (
-            len(values) + 2 * len(nuclei)
+            int(offsets[-1] - offsets[0]) + 2 * len(nuclei)
         )
         buffer = np.empty(size, np.uint8)
         end = _write_features(

@@ -1,0 +1,89 @@
+"""Runs that are killed again and again, or done by few or many workers: the results are those of a quiet run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from wsi_seg.api import run
+from wsi_seg.testing.cluster import LocalCluster
+from wsi_seg.testing.phantom import Phantom
+from wsi_seg.testing.phantom_files import write_tiff
+from wsi_seg.testing.soak import (
+    Command,
+    Victim,
+    differences,
+    digest_of,
+    kill_often,
+    mixed_slides,
+    moments,
+    soak,
+    words_of,
+)
+
+SLIDES, BROKEN = 8, 2
+VICTIMS: tuple[Victim, ...] = ("worker", "driver", "node", "worker", "driver", "worker")
+KILLS = 5
+
+
+@pytest.fixture(scope="module")
+def own_cluster() -> Iterator[LocalCluster]:
+    """A head and a node; more come and go."""
+    with LocalCluster("first", environment={"RAY_worker_niceness": "0"}) as cluster:
+        yield cluster
+
+
+@pytest.mark.timeout(600)
+def test_the_number_of_workers_changes_nothing(
+    own_cluster: LocalCluster, slides: Path, stub: Path, expected: Mapping[str, str], tmp_path: Path
+) -> None:
+    """Two are in test_cluster.py, and in the next test they come and go."""
+    for workers in (1, 5):
+        new = [own_cluster.add(f"{k}", wait=False) for k in range(len(own_cluster.nodes) - 1, workers)]
+        for node in new:
+            node.await_start()
+        out = tmp_path / str(workers)
+        words = words_of("run", slides, "--model", stub, "--out", out, "--block-px", 512)
+        with Command([*words, "--address", own_cluster.address], own_cluster.environment, tmp_path / "log") as command:
+            command.start()
+            assert command.code(None) == 0, (tmp_path / "log").read_text()
+        assert digest_of(out) == expected
+        assert json.loads((out / "large" / "run.json").read_text())["environment"]["workers"] == workers
+    for node in new[1:]:
+        node.kill()
+
+
+@pytest.mark.timeout(600)
+def test_whoever_dies_the_results_are_those_of_a_quiet_run(
+    own_cluster: LocalCluster, stub: Path, tmp_path: Path
+) -> None:
+    dice = random.Random(1)
+    slides, out, quiet = tmp_path / "slides", tmp_path / "out", tmp_path / "quiet"
+    broken = mixed_slides(slides, SLIDES, BROKEN, dice)
+    results = run(slides, stub, quiet, executor="local", block_px=1024)
+    assert {result.name for result in results if result.status == "failed"} == broken
+    words = words_of("run", slides, "--model", stub, "--out", out, "--block-px", 512, "--address", own_cluster.address)
+    with Command(words, own_cluster.environment, tmp_path / "log") as command:
+        deaths = soak(command, own_cluster, moments(VICTIMS, out, dice), dice, nodes=2)
+    assert {victim: deaths[victim] for victim in VICTIMS} == {"worker": 3, "driver": 2, "node": 1}
+    assert differences(out, quiet) == []
+
+
+@pytest.mark.timeout(600)
+def test_a_slide_killed_at_any_moment_loses_no_block(stub: Path, tmp_path: Path) -> None:
+    slide = write_tiff(Phantom(2000, 1500), tmp_path / "slide.tiff")
+    (result,) = run(slide, stub, tmp_path / "quiet", executor="local", block_px=1024)
+
+    def command(out: Path) -> Command:
+        words = words_of("run", slide, "--model", stub, "--out", out, "--block-px", 512, "--executor", "local")
+        return Command(words, os.environ, tmp_path / "log")
+
+    expected, rounds, dice = digest_of(tmp_path / "quiet"), tmp_path / "rounds", random.Random(1)
+    tally = kill_often(command, "slide", rounds, expected, kills=KILLS, work_s=result.seconds, dice=dice)
+    assert tally.at.total() == KILLS
+    assert (tally.redone, tally.different) == (0, 0)

@@ -1,0 +1,179 @@
+"""The bound on a worker's memory: what is chosen for it, what is refused, and that slides of any size need the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from wsi_seg.api import run
+from wsi_seg.bundles import find_bundle
+from wsi_seg.engine import memory
+from wsi_seg.engine.lanes import Lanes
+from wsi_seg.engine.memory import BANDS_PX, Need, Sizes, choose_sizes, parse_bytes
+from wsi_seg.engine.worker import JOBS_PER_WORKER, Worker, WorkerOptions
+from wsi_seg.errors import UsageError
+from wsi_seg.geometry import Box
+from wsi_seg.inference import Network
+from wsi_seg.nets.footprint import forward_bytes
+from wsi_seg.process import held_bytes, machine_bytes, peak_memory_mb
+from wsi_seg.records import Block
+from wsi_seg.testing.phantom import Phantom
+from wsi_seg.testing.phantom_files import write_zarr
+from wsi_seg.testing.stub import stub_model
+
+GB = 10**9
+HELD = 900_000_000
+DEFAULT = Sizes(2048, 1, BANDS_PX[0])
+
+
+@pytest.fixture(scope="module")
+def need() -> Need:
+    """Of the default model in a process of 0.9 GB."""
+    return Need(Network.load(find_bundle("effunetpp"), "cpu", "bf16"), JOBS_PER_WORKER, HELD)
+
+
+@pytest.fixture
+def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 64 * GB)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GB", 4 * GB), ("1.5 GiB", 3 << 29), ("500m", 5 * 10**8), ("2T", 2 * 10**12), ("64kib", 65536)],
+)
+def test_amounts(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "4", "GB", "-1GB", "0GB", "4 apples", "4,5GB"])
+def test_no_amounts(text: str) -> None:
+    with pytest.raises(UsageError, match="such as 4GB"):
+        parse_bytes(text)
+
+
+def test_layers_of_a_forward_pass() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    pixel_bytes = 4 * 100 * 100
+    # the input, which the caller holds, the first convolution's result and the activation's
+    assert forward_bytes(network, (1, 3, 100, 100), torch.float32) == (3 + 8 + 8) * pixel_bytes
+    assert forward_bytes(network, (4, 3, 100, 100), torch.bfloat16) == 2 * (3 + 8 + 8) * pixel_bytes
+    assert not any(parameter.is_meta for parameter in network.parameters())
+
+
+@pytest.mark.usefixtures("large_machine")
+def test_the_less_memory_the_smaller_and_never_more_than_given(need: Need) -> None:
+    assert choose_sizes(need, "cpu", None) == choose_sizes(need, "cpu", 20 * GB) == DEFAULT
+    least = min(need.of(Sizes(512, 1, band)) for band in BANDS_PX)
+    work = []
+    for bound in range(least, need.of(DEFAULT), 50_000_000):
+        sizes = choose_sizes(need, "cpu", bound)
+        assert need.of(sizes) <= bound
+        assert sizes != DEFAULT
+        work.append(need.work(sizes))
+    assert len(set(work)) > 3
+    assert work == sorted(work, reverse=True)
+    with pytest.raises(UsageError, match=r"needs at least .*with this model; give"):
+        choose_sizes(need, "cpu", least - 1)
+
+
+@pytest.mark.usefixtures("large_machine")
+def test_batches_follow_too(need: Need) -> None:
+    assert choose_sizes(need, "cuda", None).batch_size == 8
+    assert choose_sizes(need, "cuda", need.of(Sizes(512, 2, 512))).batch_size <= 2
+
+
+@pytest.mark.usefixtures("large_machine")
+def test_what_the_user_wants_is_kept_or_refused(need: Need) -> None:
+    assert choose_sizes(need, "cpu", 20 * GB, block_px=8192, batch_size=3) == Sizes(8192, 3, BANDS_PX[0])
+    enough = need.of(Sizes(2048, 1, 2048))
+    assert choose_sizes(need, "cpu", enough, block_px=2048).block_px == 2048
+    with pytest.raises(UsageError, match=r"at least .* with --block-px 2048 and --batch-size 9; give .* smaller sizes"):
+        choose_sizes(need, "cpu", enough, block_px=2048, batch_size=9)
+
+
+def test_what_the_machine_has_not_is_refused(need: Need, monkeypatch: pytest.MonkeyPatch) -> None:
+    share = need.of(replace(DEFAULT, band_px=4096))
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 4 * share)
+    assert choose_sizes(need, "cpu", None, workers=2) == DEFAULT
+    with pytest.raises(UsageError, match=r"Each of the 4 workers .* needs about .*; use --memory") as refusal:
+        choose_sizes(need, "cpu", None, workers=4)
+    advised = parse_bytes(str(refusal.value).rpartition(" ")[2])
+    assert need.of(choose_sizes(need, "cpu", advised, workers=4)) <= advised
+    with pytest.raises(UsageError, match=r"but the machine has .* at most"):
+        choose_sizes(need, "cpu", 2 * share, workers=4)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: GB)
+    with pytest.raises(UsageError, match="a machine with more memory"):
+        choose_sizes(need, "cpu", None)
+
+
+def test_this_process() -> None:
+    assert 10**7 < held_bytes() <= 1.01e6 * peak_memory_mb()
+    assert held_bytes() < machine_bytes()
+
+
+def test_bands_are_done_one_after_the_other() -> None:
+    lanes = Lanes(band=2)
+    blocks = [Block(row, column, Box(0, 0, 1, 1), Box(0, 0, 1, 1)) for row in range(2) for column in range(5)]
+    lanes.add("slide", blocks, workers=1)
+    order = []
+    while (found := lanes.next(0)) is not None:
+        order.append((found[1].row, found[1].column))
+    assert order == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3), (0, 4), (1, 4)]
+
+
+def test_results_do_not_depend_on_it(
+    phantoms: Path, stub: Path, quiet: Path, tmp_path: Path, digest: Callable[[Path], dict[str, str]]
+) -> None:
+    worker = Worker(WorkerOptions(str(stub), tmp_path, "cpu"))
+    tight = Need(worker._maps.network, JOBS_PER_WORKER, held_bytes()).of(Sizes(512, 1, 1024)) + 30_000_000
+    (result,) = run(
+        phantoms / "a.tiff", stub, tmp_path / "out", executor="local", device="cpu", memory=f"{tight / GB}GB"
+    )
+    assert result.status == "done"
+    assert json.loads((tmp_path / "out/a/run.json").read_text())["environment"]["block_px"] == 512
+    assert digest(tmp_path / "out/a") == digest(quiet / "a")
+
+
+def test_refused_before_anything_starts(
+    phantoms: Path, stub: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    options = ["--model", stub, "--out", tmp_path / "out", "--executor", "local", "--memory", "200MB"]
+    with start("run", phantoms, *options) as process:
+        _, said = process.communicate()
+    assert process.returncode == 2
+    assert "--memory 0.2GB: a worker needs at least" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "out").glob("*/run.json"))
+
+
+_PEAK = """
+import sys
+from wsi_seg.engine import memory
+from wsi_seg.process import peak_memory_mb
+memory.BANDS_PX = (1024,)  # so narrow that a small slide fills what is kept
+from wsi_seg.api import run
+slide, model, out = sys.argv[1:]
+(result,) = run(slide, model, out, executor="local", device="cpu", block_px=512)
+print(result.nuclei, peak_memory_mb())
+"""
+
+
+def test_memory_does_not_grow_with_the_slide(tmp_path: Path) -> None:
+    model = stub_model(tmp_path / "stub")
+    nuclei, peaks_mb = [], []
+    for side in (1024, 2048, 5120):  # the first, that all is compiled
+        slide = write_zarr(Phantom(side, side, pitch_px=32), tmp_path / f"{side}.zarr")  # whose reader keeps nothing
+        command = [sys.executable, "-c", _PEAK, str(slide), str(model), str(tmp_path / f"out-{side}")]
+        count, peak_mb = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+        nuclei.append(int(count))
+        peaks_mb.append(float(peak_mb))
+    assert nuclei[2] > 6 * nuclei[1]
+    assert peaks_mb[2] < peaks_mb[1] + 70, peaks_mb  # tiles of the last one are 110 MB more

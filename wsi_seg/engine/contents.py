@@ -1,0 +1,63 @@
+"""What lies in the folder of a finished slide, so that a later run sees whether it still does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from wsi_seg.engine.layout import RUN_FILE
+
+_SMALL = 1 << 20  # bytes; larger files are known by their size alone
+_ZARR_METADATA = (".zarray", ".zattrs", ".zgroup", "zarr.json")
+
+
+def seal(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json, with what else lies in the folder; it is the last file there."""
+    text = json.dumps({**record, "contents": _contents(folder)}, indent=1) + "\n"
+    (folder / RUN_FILE).write_text(text, encoding="utf-8")
+
+
+def damage(folder: Path, contents: Mapping[str, Any]) -> str:
+    """Return what is no longer as it was sealed; empty where all is. Chunks of Zarr arrays are counted, not opened."""
+    for name, (size, digest) in contents["files"].items():
+        try:
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes, not {size}"
+            if digest and _digest(folder / name) != digest:
+                return f"{name} has other contents"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    chunks = sum(not _is_told(path) for path in _files(folder))
+    return f"{contents['chunks'] - chunks} files of its arrays are missing" if chunks < contents["chunks"] else ""
+
+
+def _contents(folder: Path) -> dict[str, Any]:
+    """Return {"files": {path: [bytes, sha256 or None]}, "chunks": number of the others}."""
+    files: dict[str, Any] = {}
+    chunks = 0
+    for path in _files(folder):
+        if _is_told(path):
+            size = os.path.getsize(path)
+            files[os.path.relpath(path, folder)] = [size, _digest(Path(path)) if size <= _SMALL else None]
+        else:
+            chunks += 1
+    return {"files": dict(sorted(files.items())), "chunks": chunks}
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for parent, _, names in os.walk(folder):
+        yield from (os.path.join(parent, name) for name in names if name != RUN_FILE)
+
+
+def _is_told(path: str) -> bool:
+    """Whether a file is recorded by its name: all but the chunks of Zarr arrays, of which there may be very many."""
+    return ".zarr" + os.sep not in path or os.path.basename(path) in _ZARR_METADATA
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,165 @@
+"""Results in an object store, which knows neither rename nor lock.
+
+A slide is done in a working folder as ever. Then its files are stored, run.json last: a slide without one is not there.
+In the working folder only its run.json stays, which says where the rest is, and stands for it when the run is repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wsi_seg.engine.layout import RUN_FILE, SUMMARY_FILE, TRASH, WORK
+from wsi_seg.engine.progress import Progress
+from wsi_seg.engine.summary import Summary
+from wsi_seg.errors import OutputError
+from wsi_seg.files import replacing
+from wsi_seg.objectstore import open_store, retrying
+from wsi_seg.records import Commit, SlidePlan, SlideResult
+
+_STORED = "stored_at"  # in the run.json that stands for results elsewhere
+_SLIDES_AT_ONCE = 2
+_FILES_AT_ONCE = 8  # of each
+
+
+class Publisher:
+    """Stores the slides of a run under `url` while others are done. It is told of them as a Progress.
+
+    work: the folder where they are done. told: the Progress that is told as well.
+    """
+
+    def __init__(self, url: str, work: Path, told: Progress) -> None:
+        self._url = url.rstrip("/")
+        self._work = work
+        self._told = told
+        self._pool = ThreadPoolExecutor(_SLIDES_AT_ONCE, thread_name_prefix="wsi_seg store")
+        self._stored: dict[str, Future[None]] = {}
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Learn which slides are stored already. OutputError where the store cannot be written to."""
+        try:
+            self._fs, self._root = open_store(self._url)
+            probe = f"{self._root}/.probe.{uuid.uuid4().hex}"
+            retrying(lambda: self._fs.pipe_file(probe, b"wsi_seg"))
+            retrying(lambda: self._fs.rm_file(probe))
+            with ThreadPoolExecutor(_SLIDES_AT_ONCE * _FILES_AT_ONCE) as pool:
+                list(pool.map(self._learn, names))
+        except Exception as error:  # stores raise whatever their transport raises
+            fact = f"cannot be written to ({_said(error)})"
+            raise OutputError(f"--out {self._url}: {fact}; check the address and your credentials") from error
+
+    def _learn(self, name: str) -> None:
+        """Let the working folder say whether a slide is stored; results that are not stored yet stay."""
+        folder = self._work / name
+        if folder.exists() and not self._stands_for_stored(folder):
+            return
+        try:
+            record = json.loads(retrying(lambda: self._fs.cat_file(self._key(name, RUN_FILE))))
+        except FileNotFoundError:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        self._stand_for(folder, record)
+
+    def _stands_for_stored(self, folder: Path) -> bool:
+        try:
+            return _STORED in json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+
+    def _stand_for(self, folder: Path, record: dict[str, Any]) -> None:
+        record.pop("contents", None)  # which are elsewhere
+        folder.mkdir(exist_ok=True)
+        with replacing(folder / RUN_FILE) as file:
+            file.write(json.dumps({**record, _STORED: f"{self._url}/{folder.name}"}, indent=1).encode() + b"\n")
+
+    def _store(self, name: str) -> None:
+        """Store a finished slide, then keep only its run.json here."""
+        folder = self._work / name
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RUN_FILE)
+        wanted = {self._key(name, path.relative_to(folder).as_posix()): path for path in files}
+        before = self._keys(name)
+        last = self._key(name, RUN_FILE)
+        if last in before:  # what is stored is not whole until it is there again
+            retrying(lambda: self._fs.rm_file(last))
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+            list(pool.map(self._put, wanted.values(), wanted))
+            list(pool.map(self._remove, before - wanted.keys() - {last}))
+        self._put(folder / RUN_FILE, last)
+        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        aside = self._work / WORK / f"{TRASH}{uuid.uuid4().hex}"
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+        self._stand_for(folder, record)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _keys(self, name: str) -> set[str]:
+        def ask() -> set[str]:
+            self._fs.invalidate_cache()
+            return set(self._fs.find(f"{self._root}/{name}"))
+
+        return retrying(ask)
+
+    def _put(self, path: Path, key: str) -> None:
+        retrying(lambda: self._fs.put_file(str(path), key))
+
+    def _remove(self, key: str) -> None:
+        retrying(lambda: self._fs.rm_file(key))
+
+    def _key(self, name: str, file: str) -> str:
+        return f"{self._root}/{name}/{file}"
+
+    def results(self, results: Iterable[SlideResult]) -> list[SlideResult]:
+        """Wait until all is stored; return the results of the run, those as failed that could not be stored."""
+        self._told.starting(f"storing under {self._url}")
+        told = [self._told_of(result) for result in results]
+        Summary(self._work).write(told)
+        try:
+            self._put(self._work / SUMMARY_FILE, f"{self._root}/{SUMMARY_FILE}")
+        except Exception as error:
+            if any(result.kind == "storage" for result in told):  # which tells as much
+                return told
+            raise OutputError(f"{self._url}/{SUMMARY_FILE}: cannot be stored ({_said(error)}); run again") from error
+        return told
+
+    def _told_of(self, result: SlideResult) -> SlideResult:
+        error = self._stored[result.name].exception() if result.name in self._stored else None
+        if error is None:
+            return result
+        reason = f"is done, but cannot be stored under {self._url} ({_said(error)}); run the same command again"
+        return replace(result, status="failed", reason=reason, kind="storage")
+
+    def close(self) -> None:
+        """Begin with no further slide."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with suppress(OSError):
+            (self._work / WORK).rmdir()
+
+    # As a Progress.
+
+    def starting(self, what: str) -> None:
+        self._told.starting(what)
+
+    def begin(self, slides: int) -> None:
+        self._told.begin(slides)
+
+    def planned(self, plan: SlidePlan, resumed: int) -> None:
+        self._told.planned(plan, resumed)
+
+    def advanced(self, plan: SlidePlan, commit: Commit) -> None:
+        self._told.advanced(plan, commit)
+
+    def ended(self, result: SlideResult) -> None:
+        if result.status == "done" and not self._stands_for_stored(self._work / result.name):
+            self._stored[result.name] = self._pool.submit(self._store, result.name)
+        self._told.ended(result)
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
