@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test bench lint setup clean
 
 demo: setup
 	$(BIN)/wsi-seg demo --out demo
 
 test: lint
 	$(BIN)/pytest
+
+# half an hour on 2 idle cores; writes benchmarks/README.md
+bench: setup
+	$(BIN)/python -m benchmarks.stages
+	$(BIN)/python -m benchmarks.throughput
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,215 @@
+"""How near a whole run comes to the network's bare forward, and how far tiatoolbox is from it: one slide, one session.
+
+    python benchmarks/throughput.py                  # 64 Mpx of tissue, 3 rounds; WSI_SEG_DATA has nuclei/
+    python benchmarks/throughput.py --columns 4 --rows 4 --rounds 1
+
+Each round does, one after the other and each in a process of its own:
+
+a  limit: the network alone on the tiles with tissue, each once, in memory already; nothing else is timed
+b  run: `wsi-seg run`, from the start of the command to its end: imports, model, Zarr, GeoJSON, table, overview
+c  tiatoolbox: its SemanticSegmentor with the same network in the same precision on the same slide; makes no polygons
+
+The times of a round are minutes apart, so other work on the machine counts for all; the table gives medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from benchmarks.mosaic import MPP, write_slide
+from benchmarks.tables import write_table
+
+MODEL = "effunetpp"
+LEAST_MPX = 60  # below, starting weighs too much for the table in README.md
+
+
+class Measured(NamedTuple):
+    """Seconds of wall clock, the most memory that its process held in MB, and what it said."""
+
+    seconds: float
+    mb: float
+    said: dict[str, Any]
+
+
+def limit(slide: Path) -> dict[str, Any]:
+    """Forward every tile with tissue once."""
+    import numpy as np
+    import torch
+
+    from wsi_seg.api import load_model
+    from wsi_seg.config import RunSettings
+    from wsi_seg.engine.planning import plan_opened
+    from wsi_seg.geometry import cell_box
+    from wsi_seg.inference import read_tile
+    from wsi_seg.slides import open_slide
+    from wsi_seg.slides.inputs import SlideSource
+
+    network = load_model(MODEL, "cpu").network
+    with open_slide(str(slide)) as opened:
+        plane, plan = plan_opened(opened, SlideSource(str(slide), slide.stem), network.spec, RunSettings(block_px=2048))
+        cells = [(int(row), int(column)) for row, column in np.argwhere(plan.active_tiles)]
+        tiles = [read_tile(plane.array, *cell, network.spec) for cell in cells]
+    cores = [cell_box(*cell, network.spec.step_px).clipped(plane.box_mp) for cell in cells]
+    with torch.inference_mode():
+        ready = [network.prepared(tile[None]) for tile in tiles]
+        network.logits(ready[0])
+        begin = time.perf_counter()
+        for pixels in ready:
+            network.logits(pixels)
+        seconds = time.perf_counter() - begin
+    forwarded = len(tiles) * network.spec.tile_px**2
+    return {"seconds": seconds, "forwarded_px": forwarded, "used_px": sum(core.width * core.height for core in cores)}
+
+
+def rival(slide: Path, folder: Path) -> dict[str, Any]:
+    """Run tiatoolbox's segmentation engine with the same network, in the precision that a run uses."""
+    import numpy as np
+    import torch
+    from tiatoolbox.models.engine.io_config import IOSegmentorConfig
+    from tiatoolbox.models.engine.semantic_segmentor import SemanticSegmentor
+    from tiatoolbox.models.models_abc import ModelABC
+
+    from wsi_seg.bundles import find_bundle
+    from wsi_seg.inference import choose_precision
+    from wsi_seg.nets import load_network
+
+    bundle = find_bundle(MODEL)
+    spec, margin = bundle.spec, bundle.spec.margin_px
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.preprocessing.mean, spec.preprocessing.std))
+    bf16 = choose_precision("cpu") == "bf16"
+
+    class Same(ModelABC):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = load_network(bundle).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                return torch.sigmoid(self.network(pixels)).float()
+
+        @staticmethod
+        def infer_batch(model: torch.nn.Module, batch_data: torch.Tensor, *, device: str) -> np.ndarray:
+            with torch.inference_mode():
+                pixels = (batch_data.permute(0, 3, 1, 2).float() - mean) / std
+                maps = model(pixels.contiguous(memory_format=torch.channels_last))
+            return np.asarray(maps[:, :, margin:-margin, margin:-margin].permute(0, 2, 3, 1))
+
+        @staticmethod
+        def postproc(image: np.ndarray) -> np.ndarray:
+            return np.asarray(image[..., 0] > spec.separation.probability)
+
+    resolution = [{"units": "mpp", "resolution": MPP}]
+    config = IOSegmentorConfig(
+        input_resolutions=resolution,
+        output_resolutions=resolution,
+        patch_input_shape=(spec.tile_px,) * 2,
+        patch_output_shape=(spec.step_px,) * 2,
+        stride_shape=(spec.step_px,) * 2,
+        save_resolution=resolution[0],
+    )
+    engine = SemanticSegmentor(Same(), batch_size=1, num_workers=0, device="cpu", verbose=False)
+    engine.run(
+        [slide], patch_mode=False, ioconfig=config, save_dir=folder / "rival", output_type="zarr", overwrite=True
+    )
+    return {}
+
+
+def in_process(command: list[str]) -> Measured:
+    """Run a command to its end; its last line of output may be JSON."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        begin = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, stderr=errors)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"{' '.join(command)} failed:\n{errors.read()}")
+        output.seek(0)
+        last = (output.read().strip().splitlines() or [""])[-1]
+    return Measured(seconds, used.ru_maxrss * 1024 / 1e6, json.loads(last) if last.startswith("{") else {})
+
+
+def one_round(slide: Path, folder: Path, number: int) -> dict[str, Measured]:
+    """Measure a, b and c once."""
+    out = folder / f"out{number}"
+    wsi_seg = [str(Path(sys.executable).with_name("wsi-seg")), "run", str(slide), "--model", MODEL, "--out", str(out)]
+    measured = {"limit": in_process([sys.executable, "-m", "benchmarks.throughput", "--child", "limit", str(slide)])}
+    run = in_process([*wsi_seg, "--executor", "local", "--device", "cpu"])
+    record = json.loads((out / slide.stem / "run.json").read_text())
+    measured["run"] = run._replace(said={"nuclei": record["counts"]["nuclei"], **record["seconds"]})
+    child = ["--child", "rival", str(slide), "--folder", str(folder)]
+    measured["rival"] = in_process([sys.executable, "-m", "benchmarks.throughput", *child])
+    return measured
+
+
+def report(rounds: list[dict[str, Measured]], columns: int, rows: int) -> str:
+    """Return the table."""
+    first = rounds[0]
+    mpx = columns * rows
+    limits = [r["limit"].said["seconds"] for r in rounds]
+    runs = [r["run"].seconds for r in rounds]
+    rivals = [r["rival"].seconds for r in rounds]
+    said = first["limit"].said
+    ratio = [run / limit for run, limit in zip(runs, limits, strict=True)]
+    against = [rival / run for rival, run in zip(rivals, runs, strict=True)]
+    busy = [r["run"].said["forward"] / r["run"].seconds for r in rounds]
+    lines = [
+        f"{mpx} Mpx of tissue, {first['run'].said['nuclei']:,} nuclei, {len(rounds)} rounds:",
+        "",
+        "| | seconds | Mpx/s | peak memory | ratio |",
+        "|---|---|---|---|---|",
+        f"| a  bare forward | {median(limits):.1f} | {mpx / median(limits):.2f} | | |",
+        f"| b  `wsi-seg run`, all of it | {median(runs):.1f} | {mpx / median(runs):.2f} | "
+        f"{_mb(rounds, 'run'):.0f} MB | b / a {_spread(ratio)} |",
+        f"| c  tiatoolbox, no polygons | {median(rivals):.1f} | {mpx / median(rivals):.2f} | "
+        f"{_mb(rounds, 'rival'):.0f} MB | c / b {_spread(against)} |",
+        "",
+        f"Forwarded over used pixels: {said['forwarded_px'] / said['used_px']:.3f}. "
+        f"The network computes for {100 * median(busy):.0f} % of the time of b.",
+    ]
+    return "\n".join(lines)
+
+
+def _mb(rounds: list[dict[str, Measured]], name: str) -> float:
+    return max(r[name].mb for r in rounds)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--columns", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--child", nargs=2, metavar=("WHAT", "SLIDE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if options.child:
+        what, slide = options.child[0], Path(options.child[1])
+        print(json.dumps(limit(slide) if what == "limit" else rival(slide, options.folder)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or Path(scratch)
+        slide = write_slide(folder / "slide.tiff", options.columns, options.rows)
+        rounds = [one_round(slide, folder, number) for number in range(options.rounds)]
+    table = report(rounds, options.columns, options.rows)
+    print(table)
+    if options.columns * options.rows >= LEAST_MPX:
+        write_table("throughput", table)
+
+
+if __name__ == "__main__":
+    main()
