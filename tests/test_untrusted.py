@@ -467,9 +467,13 @@ _own, Slide.read_level = Slide.read_level, _read
 """
 
 LISTENERS = """
+import os, subprocess, sys
 from wsi_seg.engine.executors import start_ray
 start_ray(None)
 import ray, psutil
+join = f"import ray; ray.init(address={ray.get_runtime_context().gcs_address!r})"
+for stranger in ({}, {"RAY_AUTH_TOKEN": "0" * 64}):
+    print(subprocess.run([sys.executable, "-c", join], env={**os.environ, **stranger}, capture_output=True).returncode)
 ray.get(ray.remote(lambda: None).remote())
 here = psutil.Process()
 found = [
@@ -488,6 +492,7 @@ def test_ray_listens_to_this_machine_alone_and_wants_its_token() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LISTENERS], capture_output=True, text=True, env=environment, check=True
     )
-    addresses = done.stdout.split()
+    owner, stranger, *addresses = done.stdout.split()
+    assert (owner, stranger) == ("0", "1"), "another token than this user's is refused"
     assert len(addresses) > 3
     assert {address.removeprefix("::ffff:") for address in addresses} <= {"127.0.0.1", "::1"}

@@ -31,6 +31,7 @@ _ALL_LOST = f"All workers are lost; what is done is kept: {_RUN_AGAIN}"
 _LOOK_S = 3.0  # between looks at which nodes there are
 _PATIENCE_S = 300.0  # for a node to join a cluster that has lost all
 _ATTEMPTS = 3  # a job whose actor dies is handed out again, but not for ever
+_STARTS = 3  # of Ray on this machine, which gives its parts 30 s to come up, however busy the machine is
 
 
 class Executor(Protocol):
@@ -322,21 +323,24 @@ def _start_here(log_to_driver: bool) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        # "local", since Ray would else join what runs on this machine, or what a killed cluster left behind; only block
-        # descriptions travel through the object store, so it may be small
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=80 << 20,
-            logging_level=logging.ERROR,
-            log_to_driver=log_to_driver,
-        )
-    except Exception as error:  # Ray raises the bare class
-        raise WsiSegError(
-            f"Ray does not start on this machine ({one_line(error)}); try again when it is less busy, "
-            "or use --executor local"
-        ) from error
+    for attempt in range(1, _STARTS + 1):
+        try:
+            # "local", since Ray would else join what runs on this machine, or what a killed cluster left behind; only
+            # block descriptions travel through the object store, so it may be small
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=80 << 20,
+                logging_level=logging.ERROR,
+                log_to_driver=log_to_driver,
+            )
+        except Exception as error:  # Ray raises the bare class
+            ray.shutdown()
+            if attempt == _STARTS:
+                reason = f"Ray does not start on this machine ({one_line(error)})"
+                raise WsiSegError(f"{reason}; try again when it is less busy, or use --executor local") from error
+        else:
+            return
 
 
 def _check_reachable(address: str) -> None:
