@@ -54,13 +54,7 @@ def test_nodes_that_cannot_do_the_work_are_named(
 def test_a_submitted_job_gives_the_same_bytes(
     cluster: LocalCluster, slides: Path, stub: Path, expected: Mapping[str, str], tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [JOB, slides, *options(stub, tmp_path)],
-        env={**cluster.environment, "RAY_API_SERVER_ADDRESS": cluster.jobs_address},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-    )
+    done = submitted(slides, *options(stub, tmp_path), cluster=cluster)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 slides done" in done.stdout
     assert digest_of(tmp_path) == expected
@@ -93,6 +87,19 @@ def test_a_node_that_joins_goes_on_where_others_were_lost(
             run.kill()
     assert run.returncode == 0, output + errors
     assert digest_of(tmp_path) == expected
+
+
+def submitted(*arguments: object, cluster: LocalCluster) -> subprocess.CompletedProcess[str]:
+    """Submit a job and wait for its end; Ray takes none until all parts of the head have come up."""
+    environment = {**cluster.environment, "RAY_API_SERVER_ADDRESS": cluster.jobs_address}
+    end_s = time.monotonic() + LIMIT_S
+    while True:
+        done = subprocess.run(
+            [JOB, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=LIMIT_S
+        )
+        if "No available agent" not in done.stderr or time.monotonic() > end_s:
+            return done
+        time.sleep(1)
 
 
 def until(reached: Callable[[], bool], run: subprocess.Popen[str]) -> None:
