@@ -44,9 +44,7 @@ def test_the_number_of_workers_changes_nothing(
 ) -> None:
     """Two are in test_cluster.py, and in the next test they come and go."""
     for workers in (1, 5):
-        new = [own_cluster.add(f"{k}", wait=False) for k in range(len(own_cluster.nodes) - 1, workers)]
-        for node in new:
-            node.await_start()
+        new = [own_cluster.add(f"{k}") for k in range(len(own_cluster.nodes) - 1, workers)]
         out = tmp_path / str(workers)
         words = words_of("run", slides, "--model", stub, "--out", out, "--block-px", 512)
         with Command([*words, "--address", own_cluster.address], own_cluster.environment, tmp_path / "log") as command:

@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Self
 
 _START_S = 150.0
+_STARTS = 3  # of a node: Ray gives its parts 30 s to come up, however busy the machine is
 _POLL_S = 0.2
 _ADDRESS = re.compile(r"ray start --address='([^']+)'")
 _STARTED = "Ray runtime started"
@@ -77,10 +78,6 @@ class LocalNode:
         while any(map(_lives, stopped)):
             time.sleep(_POLL_S)
 
-    def await_start(self) -> None:
-        """Wait until it has joined; RuntimeError where that does not happen."""
-        self.await_text(_STARTED)
-
     def await_text(self, pattern: re.Pattern[str] | str) -> re.Match[str]:
         """Wait until what the node prints matches; RuntimeError with the end of it where that does not happen."""
         end_s = time.monotonic() + _START_S
@@ -124,9 +121,9 @@ class LocalCluster:
         try:
             head = ["--head", "--port=0", f"--ray-client-server-port={client}", f"--system-config={_HEALTH}"]
             head += [f"--include-dashboard={dashboard}", f"--dashboard-host={self._ip(1)}", f"--dashboard-port={jobs}"]
-            self.address = self._start("head", head, {}, ()).await_text(_ADDRESS)[1]
-            for node in [self.add(name, wait=False) for name in names]:
-                node.await_start()
+            self.address = self._started(_ADDRESS, "head", head, {}, ())[1]
+            for name in names:
+                self.add(name)
         except BaseException:
             self.close()
             raise
@@ -143,10 +140,33 @@ class LocalCluster:
 
         environment: of its processes alone. within: a command that runs the command that follows it, such as unshare.
         """
-        node = self._start(name, [f"--address={self.address}"], environment or {}, within)
+        what = name, [f"--address={self.address}"], environment or {}, within
         if wait:
-            node.await_start()
-        return node
+            self._started(_STARTED, *what)
+        else:
+            self._start(*what)
+        return self.nodes[-1]
+
+    def _started(
+        self,
+        pattern: re.Pattern[str] | str,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        within: Sequence[str],
+    ) -> re.Match[str]:
+        """Start a node and wait until what it prints matches; again where it does not come up in time."""
+        failures = 0
+        while True:
+            node = self._start(name, arguments, environment, within)
+            try:
+                return node.await_text(pattern)
+            except RuntimeError:
+                node.kill()
+                self.nodes.remove(node)
+                failures += 1
+                if failures == _STARTS:
+                    raise
 
     def _start(
         self, name: str, arguments: Sequence[str], environment: Mapping[str, str], within: Sequence[str]
