@@ -183,6 +183,8 @@ class LocalCluster:
         about = [f"--node-ip-address={address}", f"--num-cpus={int(bool(self.nodes))}", "--num-gpus=0"]
         about += [f"--temp-dir={self._folder}/{len(self.nodes)}"]  # nodes that start at once would share sockets
         about += [f"--object-store-memory={_STORE_BYTES}", "--include-log-monitor=false"]
+        # each node's agent, without which it takes no jobs, listens at 127.0.0.1 too
+        about += [f"--dashboard-agent-listen-port={_free_port('127.0.0.1')}"]
         command = [*within, "timeout", "--kill-after=10", str(self._lifetime_s), *ray, *about, *arguments]
         with log.open("wb") as sink:
             process = subprocess.Popen(
