@@ -167,13 +167,16 @@ print(result.nuclei, peak_memory_mb())
 
 
 def test_memory_does_not_grow_with_the_slide(tmp_path: Path) -> None:
+    """By how much two jobs overlap differs from run to run, so of some runs the one with the least counts."""
     model = stub_model(tmp_path / "stub")
-    nuclei, peaks_mb = [], []
-    for side in (1024, 2048, 5120):  # the first, that all is compiled
+    nuclei, peaks_mb = {}, {}
+    for side, runs in ((1024, 1), (2048, 2), (5120, 2)):  # the first, that all is compiled
         slide = write_zarr(Phantom(side, side, pitch_px=32), tmp_path / f"{side}.zarr")  # whose reader keeps nothing
-        command = [sys.executable, "-c", _PEAK, str(slide), str(model), str(tmp_path / f"out-{side}")]
-        count, peak_mb = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
-        nuclei.append(int(count))
-        peaks_mb.append(float(peak_mb))
-    assert nuclei[2] > 6 * nuclei[1]
-    assert peaks_mb[2] < peaks_mb[1] + 70, peaks_mb  # tiles of the last one are 110 MB more
+        said = []
+        for number in range(runs):
+            command = [sys.executable, "-c", _PEAK, str(slide), str(model), str(tmp_path / f"out-{side}-{number}")]
+            said.append(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split())
+        nuclei[side] = int(said[0][0])
+        peaks_mb[side] = min(float(peak_mb) for _, peak_mb in said)
+    assert nuclei[5120] > 6 * nuclei[2048]
+    assert peaks_mb[5120] < peaks_mb[2048] + 70, peaks_mb  # tiles of the last one are 110 MB more
