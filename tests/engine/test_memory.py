@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -164,6 +165,13 @@ slide, model, out = sys.argv[1:]
 (result,) = run(slide, model, out, executor="local", device="cpu", block_px=512)
 print(result.nuclei, peak_memory_mb())
 """
+
+
+def test_the_peak_is_that_of_the_process_and_not_of_who_started_it() -> None:
+    held = np.ones(400_000_000, np.uint8)
+    say = "from wsi_seg.process import peak_memory_mb; print(peak_memory_mb())"
+    said = subprocess.run([sys.executable, "-c", say], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert float(said) < held.nbytes / 1e6 / 2
 
 
 def test_memory_does_not_grow_with_the_slide(tmp_path: Path) -> None:
