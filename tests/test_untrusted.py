@@ -32,7 +32,7 @@ from wsi_seg.errors import ModelError, SlideError, SlideOpenError, UsageError
 from wsi_seg.slides import open_slide, trial
 from wsi_seg.slides.image_reader import ImageSlide
 from wsi_seg.slides.inputs import find_slides
-from wsi_seg.slides.limits import set_gigapixels
+from wsi_seg.slides.limits import check_area, set_gigapixels
 from wsi_seg.slides.paths import safe_name, same_name
 from wsi_seg.slides.tiff_reader import TiffSlide
 from wsi_seg.slides.zarr_reader import check_codecs
@@ -122,6 +122,12 @@ class TestUrls:
 
 class TestSize:
     """What a header claims is not believed without limit."""
+
+    @pytest.mark.parametrize("said", ["many", "nan", "-1", "0", "inf"])
+    def test_a_limit_that_is_no_number_is_named(self, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WSI_SEG_MAX_GIGAPIXELS", said)
+        with pytest.raises(UsageError, match="expected a number above 0, such as 200"):
+            check_area("a.tiff", 10, 10)
 
     def test_a_tiff_that_claims_a_terapixel(self, tmp_path: Path) -> None:
         path = write_tiff(Phantom(600, 500), tmp_path / "huge.tiff")

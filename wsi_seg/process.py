@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from wsi_seg.errors import UsageError
 
 # What a forward pass on a CPU needs of the process. Idle OpenMP threads sleep: two processes that spin on the same
 # cores make each other several times slower. Malloc keeps large blocks for the next layer instead of giving them back:
@@ -43,6 +46,18 @@ def keep_ray_here() -> None:
 def pass_on(variable: str, value: str) -> None:
     """Set a variable of the environment for this process and for the workers that it starts, on other machines too."""
     os.environ[variable] = ENVIRONMENT[variable] = value
+
+
+def number_from(variable: str, usual: float) -> float:
+    """Return the number that a variable of the environment sets, or the usual one; UsageError unless it is above 0."""
+    text = os.environ.get(variable) or repr(usual)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise UsageError(f"{variable} is {text!r}; expected a number above 0, such as {usual:g}")
+    return number
 
 
 def held_bytes() -> int:

@@ -86,7 +86,7 @@ def test_the_cache_keeps_its_bound_but_every_slide_that_is_open(
     assert cached(tmp_path) == ["b.svs", "d.svs"]
     assert Path(second.path).read_bytes() == b"b" * 100_000
     monkeypatch.setenv(BOUND_VARIABLE, "plenty")
-    with pytest.raises(UsageError, match="expected a number of GB"):
+    with pytest.raises(UsageError, match="expected a number above 0, such as 50"):
         Copy(urls[0])
 
 

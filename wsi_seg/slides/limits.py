@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 
 from wsi_seg.errors import SlideOpenError, UsageError
-from wsi_seg.process import pass_on
+from wsi_seg.process import number_from, pass_on
 
 VARIABLE = "WSI_SEG_MAX_GIGAPIXELS"
 """Sets the limit in the environment of a process, and of all that it starts."""
@@ -39,7 +38,7 @@ def check_levels(path: str, level_dimensions: Sequence[tuple[int, int]]) -> None
 
 def check_area(path: str, width: int, height: int) -> None:
     """Raise SlideOpenError where a plane of these pixels is above the limit."""
-    limit = _gigapixels()
+    limit = number_from(VARIABLE, GIGAPIXELS)
     if width * height > limit * 1e9:
         raise SlideOpenError(
             path,
@@ -55,11 +54,3 @@ def check_chunk(path: str, shape: Sequence[int]) -> None:
         raise SlideOpenError(
             path, f"is stored in chunks of {size} values, too many to decode at once; make it a tiled pyramid"
         )
-
-
-def _gigapixels() -> float:
-    text = os.environ.get(VARIABLE, "")
-    try:
-        return float(text or GIGAPIXELS)
-    except ValueError:
-        raise UsageError(f"{VARIABLE} is {text!r}; expected a number such as {GIGAPIXELS:g}") from None

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from wsi_seg.errors import SlideOpenError, UsageError
 from wsi_seg.objectstore import Remote, describe, entries, fetch, open_store, retrying
+from wsi_seg.process import number_from
 from wsi_seg.slides.paths import SUFFIXES, ZARR_FILES
 
 FOLDER_VARIABLE = "WSI_SEG_CACHE"
@@ -169,10 +170,7 @@ def _fetch_beside(remote: Remote, part: Path) -> None:
 
 def _make_room(cache: Path, needed: int) -> None:
     """Remove the slides that were opened longest ago, as long as the cache would grow beyond its bound."""
-    try:
-        bound = float(os.environ.get(BOUND_VARIABLE, _BOUND_GB)) * 1e9
-    except ValueError:
-        raise UsageError(f"{BOUND_VARIABLE} is {os.environ[BOUND_VARIABLE]!r}; expected a number of GB") from None
+    bound = number_from(BOUND_VARIABLE, _BOUND_GB) * 1e9
     copies = sorted(_copies(cache))
     used = sum(size for _, _, size in copies)
     for _, path, size in copies:

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
-from wsi_seg.errors import SlideOpenError, UsageError
+from wsi_seg.errors import SlideOpenError
+from wsi_seg.process import number_from
 
 if TYPE_CHECKING:
     from wsi_seg.slides.base import Slide
@@ -66,7 +67,7 @@ class _Helper:
 
     def ask(self, file: str, mpp: float | None) -> str:
         """Return what the helper says, or what became of it; empty where it crashed."""
-        limit_s = _seconds()
+        limit_s = number_from(SECONDS_VARIABLE, _SECONDS)
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps([file, mpp, limit_s]).encode() + b"\n")
@@ -123,14 +124,6 @@ def _helper() -> _Helper:
 def helper_id() -> int | None:
     """Return the process id of this process's helper, None where it has none."""
     return _kept[1].pid if _kept is not None and _kept[0] == os.getpid() and _kept[1].alive else None
-
-
-def _seconds() -> float:
-    text = os.environ.get(SECONDS_VARIABLE, "")
-    try:
-        return float(text or _SECONDS)
-    except ValueError:
-        raise UsageError(f"{SECONDS_VARIABLE} is {text!r}; expected a number such as {_SECONDS:g}") from None
 
 
 # The helper's side.
