@@ -21,8 +21,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from wsi_seg.backends import choose_device  # noqa: E402
 from wsi_seg.dataset import Item, open_dataset  # noqa: E402
-from wsi_seg.inference import choose_device  # noqa: E402
 from wsi_seg.training.augmentation import PRESETS, Augmentation  # noqa: E402
 from wsi_seg.training.batch import Batch  # noqa: E402
 from wsi_seg.training.crops import Crops  # noqa: E402

@@ -42,8 +42,9 @@ class Measured(NamedTuple):
 
 def limit(slide: Path) -> dict[str, Any]:
     """Forward every tile with tissue once."""
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
-    import torch
 
     from wsi_seg.api import load_model
     from wsi_seg.config import RunSettings
@@ -53,21 +54,26 @@ def limit(slide: Path) -> dict[str, Any]:
     from wsi_seg.slides import open_slide
     from wsi_seg.slides.inputs import SlideSource
 
-    network = load_model(MODEL, "cpu").network
+    network: Any = load_model(MODEL, "cpu").network
     with open_slide(str(slide)) as opened:
         plane, plan = plan_opened(opened, SlideSource(str(slide), slide.stem), network.spec, RunSettings(block_px=2048))
         cells = [(int(row), int(column)) for row, column in np.argwhere(plan.active_tiles)]
         tiles = [read_tile(plane.array, *cell, network.spec) for cell in cells]
     cores = [cell_box(*cell, network.spec.step_px).clipped(plane.box_mp) for cell in cells]
-    with torch.inference_mode():
-        ready = [network.prepared(tile[None]) for tile in tiles]
-        network.logits(ready[0])
+    ready = [network.prepared(tile[None]) for tile in tiles]
+    with ThreadPoolExecutor(network.lanes) as lanes:
+        list(lanes.map(network.forward, ready[: network.lanes]))
         begin = time.perf_counter()
-        for pixels in ready:
-            network.logits(pixels)
+        for _ in lanes.map(network.forward, ready):
+            pass
         seconds = time.perf_counter() - begin
     forwarded = len(tiles) * network.spec.tile_px**2
-    return {"seconds": seconds, "forwarded_px": forwarded, "used_px": sum(core.width * core.height for core in cores)}
+    return {
+        "seconds": seconds,
+        "backend": network.backend,
+        "forwarded_px": forwarded,
+        "used_px": sum(core.width * core.height for core in cores),
+    }
 
 
 def rival(slide: Path, folder: Path) -> dict[str, Any]:
@@ -78,8 +84,8 @@ def rival(slide: Path, folder: Path) -> dict[str, Any]:
     from tiatoolbox.models.engine.semantic_segmentor import SemanticSegmentor
     from tiatoolbox.models.models_abc import ModelABC
 
+    from wsi_seg.backends.pytorch import choose_precision
     from wsi_seg.bundles import find_bundle
-    from wsi_seg.inference import choose_precision
     from wsi_seg.nets import load_network
 
     bundle = find_bundle(MODEL)

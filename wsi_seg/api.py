@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from wsi_seg.architectures import dimensions_of
+from wsi_seg.backends import Backend, BackendChoice, Device, DeviceChoice, Network, Precision, choose_device, load_onto
 from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.config import LABEL_CHUNK_PX, Measurements, ModelSpec, RunSettings, check
 from wsi_seg.engine.block import find_nuclei
@@ -28,7 +29,7 @@ from wsi_seg.engine.staining import map_of
 from wsi_seg.engine.status import failed_requests
 from wsi_seg.engine.worker import WorkerOptions
 from wsi_seg.errors import UsageError
-from wsi_seg.inference import Device, MapSource, Network, Precision, choose_device, choose_precision
+from wsi_seg.inference import MapSource
 from wsi_seg.process import prepare_for_computing
 from wsi_seg.records import Block, SlidePlan, SlideResult
 from wsi_seg.slides.array_reader import ArraySlide
@@ -41,8 +42,6 @@ from wsi_seg.volume_dataset import check_spacing
 from wsi_seg.volumes import segment
 from wsi_seg.volumes.objects import Objects
 from wsi_seg.volumes.reading import Volume, is_volume
-
-DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +75,11 @@ class Nuclei:
         return np.concatenate([np.zeros(1, np.uint8), class_ids + np.uint8(1)])[self.labels]
 
 
-def load_model(model: str | Path, device: DeviceChoice = "auto") -> Model:
+def load_model(model: str | Path, device: DeviceChoice = "auto", backend: BackendChoice = "auto") -> Model:
     """Load a bundle by its name or its folder onto a device; ModelError where it is not what it should be."""
     prepare_for_computing()
     bundle = find_bundle(model)
-    chosen = choose_device(device)
-    return Model(bundle.spec, Network.load(bundle, chosen, choose_precision(chosen)))
+    return Model(bundle.spec, load_onto(bundle, device, backend))
 
 
 def segment_image(
@@ -147,6 +145,7 @@ def run(
     executor: Literal["ray", "local"] = "ray",
     address: str | None = None,
     device: DeviceChoice = "auto",
+    backend: BackendChoice = "auto",
     batch_size: int | None = None,
     memory: str | None = None,
     overwrite: bool = False,
@@ -169,9 +168,9 @@ def run(
     bundle = find_bundle(model)
     _check_dimensions(sources, bundle.spec)
     settings["stain"] = choose_target(stain_norm, bundle.spec.stain)
-    run_settings(settings, "cpu", "fp32")  # what is wrong is said before anything starts
-    how = {"executor": executor, "address": address, "device": device, "batch_size": batch_size, "store": store}
-    how["memory"] = parse_bytes(memory) if memory else None
+    run_settings(settings, "cpu")  # what is wrong is said before anything starts
+    how = {"executor": executor, "address": address, "device": device, "backend": backend, "batch_size": batch_size}
+    how |= {"memory": parse_bytes(memory) if memory else None, "store": store}
     request = Request(str(bundle.folder.absolute()), tuple(sources), settings, how)
     return _do(request, folder, progress or Silent(), [source.name for source in sources] if overwrite else [])
 
@@ -189,6 +188,7 @@ def retry(
     executor: Literal["ray", "local"] | None = None,
     address: str | None = None,
     device: DeviceChoice | None = None,
+    backend: BackendChoice | None = None,
     batch_size: int | None = None,
     block_px: int | None = None,
     memory: str | None = None,
@@ -199,7 +199,7 @@ def retry(
     Finished results that were damaged since are made anew. Returns what became of these slides.
     """
     folder = Path(out).absolute()
-    how = {"executor": executor, "address": address, "device": device, "batch_size": batch_size}
+    how = {"executor": executor, "address": address, "device": device, "backend": backend, "batch_size": batch_size}
     how["memory"] = parse_bytes(memory) if memory else None
     return [
         result
@@ -214,7 +214,7 @@ def _do(request: Request, out: Path, progress: Progress, anew: Collection[str]) 
     check_out(out)
     progress.starting(f"{'starting Ray and ' if how['executor'] == 'ray' else ''}loading {bundle.spec.name}")
     wanted = how["batch_size"], request.settings.get("block_px"), how.get("memory")
-    options = WorkerOptions(request.model, out, how["device"], *wanted)
+    options = WorkerOptions(request.model, out, how["device"], how.get("backend", "auto"), *wanted)
     if how["address"] is not None:  # other nodes have other working folders
         sources = [replace(source, path=located(source.path)) for source in sources]
     publisher = Publisher(how["store"], out, progress) if how.get("store") else None
@@ -223,7 +223,8 @@ def _do(request: Request, out: Path, progress: Progress, anew: Collection[str]) 
     workers = _start(how["executor"], options, how["address"], bundle, sources)
     try:
         suited = {**request.settings, "block_px": options.block_px or workers.info.block_px}
-        chosen = run_settings(suited, workers.info.device, workers.info.precision)
+        info = workers.info
+        chosen = run_settings(suited, info.device, info.precision, info.backend)
         recorded = request if request.id else request.record(out)
         driver = Driver(sources, bundle, chosen, out, workers, publisher or progress, anew=anew, request=recorded.id)
         results = driver.run()
@@ -240,6 +241,7 @@ def plan(
     *,
     mpp: float | None = None,
     device: DeviceChoice = "auto",
+    backend: BackendChoice = "auto",
     timing: bool = False,
     stain_norm: str | Path | None = None,
     **settings: Any,  # noqa: ANN401
@@ -252,17 +254,18 @@ def plan(
     bundle = find_bundle(model)
     _check_dimensions(sources, bundle.spec)
     settings["stain"] = choose_target(stain_norm, bundle.spec.stain)
-    run_settings(settings, "cpu", "fp32")
     prepare_for_computing()
-    chosen = choose_device(device)
+    chosen = run_settings(settings, choose_device(device))
     timing = timing and not all(source.volume for source in sources)
-    tiles_per_s = time_network(bundle, chosen) if timing else None
-    return plan_each(sources, bundle, run_settings(settings, chosen, choose_precision(chosen)), tiles_per_s)
+    tiles_per_s = time_network(load_onto(bundle, device, backend)) if timing else None
+    return plan_each(sources, bundle, chosen, tiles_per_s)
 
 
-def run_settings(given: Mapping[str, Any], device: Device, precision: Precision) -> RunSettings:
+def run_settings(
+    given: Mapping[str, Any], device: Device, precision: Precision = "fp32", backend: Backend = "torch"
+) -> RunSettings:
     """Check what the user set, and add what suits the device."""
-    values = {**given, "device": device, "precision": precision}
+    values = {**given, "device": device, "precision": precision, "backend": backend}
     if values.get("block_px") is None:
         values["block_px"] = DEFAULT_BLOCK_PX[device]
     return check(RunSettings, values, "Settings of the run")

@@ -217,6 +217,7 @@ class RunSettings(Strict):
     stain: StainProfile | None = None
     precision: Literal["bf16", "fp16", "fp32"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
+    backend: Literal["torch", "openvino"] = "torch"
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> Self:

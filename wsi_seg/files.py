@@ -1,4 +1,4 @@
-"""Writing files so that what carries a final name is complete."""
+"""Writing files so that what carries a final name is complete; and where this machine keeps what it can make again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import IO
 
 TEMPORARY = ".tmp"
+CACHE_VARIABLE = "WSI_SEG_CACHE"
+
+
+def cache_folder() -> Path:
+    """Return where copies of slides are kept, each in a folder, and converted networks, in files."""
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given) if given else Path.home() / ".cache" / "wsi_seg"
 
 
 @contextmanager

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import logging
-import math
 import mmap
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import NamedTuple
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-from wsi_seg.architectures import dimensions_of
-from wsi_seg.bundles import Bundle
+from wsi_seg.backends import Network
 from wsi_seg.config import ModelSpec
-from wsi_seg.errors import UsageError
 from wsi_seg.geometry import Box, cell_box
-from wsi_seg.nets import load_network
-from wsi_seg.nets.heads import map_count, to_maps
+from wsi_seg.nets.heads import map_count
 from wsi_seg.records import UInt8Array
 from wsi_seg.stain.transform import StainMap, has_tissue
 from wsi_seg.stopwatch import Stopwatch
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
 log = logging.getLogger("wsi_seg")
 
-_TYPICAL_LAYER_BYTES = 100  # of a U-Net++ for each value of its input, in bf16
-
-Device = Literal["cpu", "cuda"]
-Precision = Literal["bf16", "fp16", "fp32"]
+_LEAST_THREADS = 2  # one reads while the other computes
 
 
 class TileKey(NamedTuple):
@@ -79,109 +68,6 @@ class WindowMaps:
     unnormalised: tuple[TileKey, ...]
 
 
-def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
-    """Return the device to use; UsageError where CUDA is asked for and absent."""
-    import torch
-
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise UsageError(
-            "--device cuda: torch finds no CUDA device here; use --device cpu, or check the driver with nvidia-smi"
-        )
-    return "cuda" if available and wanted != "cpu" else "cpu"
-
-
-def choose_precision(device: Device) -> Precision:
-    """Return bf16 where the hardware computes in it, since there results do not depend on batch and threads."""
-    import torch
-
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if native else "fp32"
-
-
-class Network:
-    """A model on its device: batches of pixels in, maps out.
-
-    network: in eval mode, float32; its weights are moved to the device.
-
-    Calls from several threads take turns in one thread of the network's own: each thread that computes would have
-    OpenMP threads and scratch memory to itself.
-    """
-
-    def __init__(self, spec: ModelSpec, network: nn.Module, device: Device, precision: Precision) -> None:
-        import torch
-
-        self.spec = spec
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="wsi_seg network")
-        self._device = torch.device(device)
-        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-        self._planar = dimensions_of(spec.architecture) == 2
-        self._layout = torch.channels_last if self._planar else torch.channels_last_3d
-        self._network = network.to(device=self._device).to(memory_format=self._layout)  # type: ignore[call-overload]
-        shape = (1, 3, 1, 1) if self._planar else (1, 1, 1, 1, 1)
-        self._mean, self._std = (
-            torch.tensor(values[: shape[1]], device=self._device).view(shape)
-            for values in (spec.preprocessing.mean, spec.preprocessing.std)
-        )
-
-    @classmethod
-    def load(cls, bundle: Bundle, device: Device, precision: Precision) -> Self:
-        """Load a bundle's weights; ModelError where they are not what model.yaml says."""
-        return cls(bundle.spec, load_network(bundle), device, precision)
-
-    def __call__(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
-        """(N, T, T, 3) uint8 RGB -> (N, maps, T, T) uint8, see `nets.heads`; `watch` gets the seconds of "forward".
-
-        Of networks over volumes (N, 1, Z, T, T) uint8 grey -> (N, maps, Z, T, T); the first of the preprocessing's
-        numbers are those of grey.
-        """
-        return self._thread.submit(self._forward, tiles, watch).result()
-
-    def warm_up(self) -> None:
-        """Compute one tile of nothing."""
-        side, depth = self.spec.tile_px, self.spec.tile_slices or 1
-        self(np.zeros((1, side, side, 3) if self._planar else (1, 1, depth, side, side), np.uint8), Stopwatch())
-
-    def layer_bytes(self) -> int:
-        """Return about how much memory of this machine the layers of one tile take; on a GPU they are not in it."""
-        spec = self.spec
-        depth: tuple[int, ...] = (3,) if self._planar else (1, spec.tile_slices or 1)
-        shape: tuple[int, ...] = (1, *depth, spec.tile_px, spec.tile_px)
-        if self._device.type == "cuda":
-            return 4 * math.prod(shape)
-        from wsi_seg.nets.footprint import forward_bytes
-
-        try:
-            return forward_bytes(self._network, shape, self._dtype)
-        except Exception:  # a network of others that cannot do without values
-            return _TYPICAL_LAYER_BYTES * math.prod(shape)
-
-    def _forward(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
-        import torch
-
-        with watch("forward"), torch.inference_mode():
-            maps: UInt8Array = to_maps(self.logits(self.prepared(tiles)), self.spec.head).cpu().numpy()
-            return maps
-
-    def prepared(self, tiles: UInt8Array) -> torch.Tensor:
-        """Return tiles as the network takes them: float32 on the device, scaled as it was trained."""
-        import torch
-
-        pixels = torch.from_numpy(tiles).to(self._device)
-        pixels = pixels.permute(0, 3, 1, 2) if self._planar else pixels
-        return ((pixels.float() - self._mean) / self._std).contiguous(memory_format=self._layout)
-
-    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return what the network gives, (N, channels, ...), in its precision."""
-        import torch
-
-        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
-            logits: torch.Tensor = self._network(pixels)
-            return logits
-
-
 class MapSource:
     """Maps of any window of a slide. A tile is computed once and kept while memory allows.
 
@@ -192,6 +78,7 @@ class MapSource:
         self.network = network
         self.batch_size = batch_size
         self.cache_bytes = cache_bytes
+        self._threads = ThreadPoolExecutor(max(_LEAST_THREADS, network.lanes), thread_name_prefix="wsi_seg tiles")
         self._lock = threading.Lock()
         self._tiles: OrderedDict[TileKey, Future[TileMaps]] = OrderedDict()
 
@@ -235,11 +122,8 @@ class MapSource:
             for key in keys:
                 self._tiles.move_to_end(key)
         try:
-            missing = deque(mine)
-            while missing:
-                batch = [missing.popleft() for _ in range(min(self.batch_size, len(missing)))]
-                for key, tile in zip(batch, self._compute(batch, plane, watch, stain), strict=True):
-                    mine[key].set_result(tile)
+            for key, tile in self._computed(list(mine), plane, watch, stain):
+                mine[key].set_result(tile)
         except BaseException as error:
             self._give_up(mine, error)
             raise
@@ -247,6 +131,18 @@ class MapSource:
             tiles = [future.result() for future in futures]
         self._forget_old()
         return tiles, len(mine)
+
+    def _computed(
+        self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None
+    ) -> Iterator[tuple[TileKey, TileMaps]]:
+        """Yield tiles in turn; as many batches are in work at once as the network has lanes."""
+        waiting, running = deque(keys), deque[tuple[list[TileKey], Future[list[TileMaps]]]]()
+        while waiting or running:
+            while waiting and len(running) < self.network.lanes:
+                batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
+                running.append((batch, self._threads.submit(self._compute, batch, plane, watch, stain)))
+            batch, tiles = running.popleft()
+            yield from zip(batch, tiles.result(), strict=True)
 
     def _compute(
         self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None
@@ -265,11 +161,9 @@ class MapSource:
 
     def _forward(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
         """Forward a batch; where the device has too little memory for it, in halves, now and from then on."""
-        import torch
-
         try:
             return self.network(tiles_rgb, watch)
-        except torch.OutOfMemoryError:
+        except self.network.too_large:
             half = len(tiles_rgb) // 2
             if not half:
                 raise

@@ -60,6 +60,14 @@ def number_from(variable: str, usual: float) -> float:
     return number
 
 
+def cores() -> int:
+    """Return how many threads are to compute: as OMP_NUM_THREADS says, which Ray sets too, else one for each core."""
+    try:
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    except (KeyError, ValueError):
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def held_bytes() -> int:
     """Return the memory this process holds; where the system does not tell, the most it has held."""
     try:

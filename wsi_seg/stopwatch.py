@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up the wall seconds of named stages: `with watch("read"): ...`; one thread at a time."""
+    """Adds up the seconds of named stages: `with watch("read"): ...`; those of threads at once too, each its own."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -20,4 +22,5 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[stage] += time.perf_counter() - begin  # type: ignore[assignment]  # a Counter of floats
+            with self._lock:
+                self.seconds[stage] += time.perf_counter() - begin  # type: ignore[assignment]  # a Counter of floats

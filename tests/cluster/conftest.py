@@ -12,7 +12,7 @@ import pytest
 
 from wsi_seg import objectstore
 from wsi_seg.api import run
-from wsi_seg.slides.remote import FOLDER_VARIABLE
+from wsi_seg.files import CACHE_VARIABLE
 from wsi_seg.testing.cluster import LocalCluster
 from wsi_seg.testing.phantom import Phantom
 from wsi_seg.testing.phantom_files import write_tiff
@@ -65,7 +65,7 @@ def store(server: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S
     server.clear()
     monkeypatch.setattr(objectstore, "PAUSES_S", (0.01, 0.02, 0.04, 0.08))
     monkeypatch.setattr(objectstore, "PIECE_BYTES", 100_000)
-    for name, value in {**server.environment, FOLDER_VARIABLE: str(tmp_path / "cache")}.items():
+    for name, value in {**server.environment, CACHE_VARIABLE: str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
     return server
 

@@ -26,7 +26,7 @@ class ShuffledWorkers:
     """An executor whose jobs do nothing and end in any order; slides called bad fail at their third block."""
 
     name = "shuffled"
-    info = WorkerInfo("cpu", "fp32", 1, 1, "this")
+    info = WorkerInfo("cpu", "fp32", "torch", 1, 1, "this")
 
     def __init__(self, workers: int, plans: dict[str, SlidePlan], seed: int) -> None:
         self.workers = workers

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from wsi_seg.api import run
+from wsi_seg.backends.pytorch import TorchNetwork
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import RunSettings
 from wsi_seg.engine import failures
@@ -24,7 +25,6 @@ from wsi_seg.engine.ledger import Ledger
 from wsi_seg.engine.worker import Failure, Job, Worker, WorkerOptions
 from wsi_seg.errors import DamageError, MppError, ResumeError, SlideOpenError, SlideReadError, StorageError, WsiSegError
 from wsi_seg.geometry import Box
-from wsi_seg.inference import Network
 from wsi_seg.records import Commit, SlidePlan, SlideResult
 from wsi_seg.slides.base import Slide
 from wsi_seg.slides.inputs import SlideSource
@@ -111,7 +111,7 @@ def test_a_disk_that_stays_away_is_the_slides_error(
 def test_a_defect_is_told_with_the_file_to_report(
     phantoms: Path, stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Network, "__call__", lambda *_: 1 // 0)
+    monkeypatch.setattr(TorchNetwork, "__call__", lambda *_: 1 // 0)
     (result,) = run(phantoms / "a.tiff", stub, tmp_path, executor="local")
     assert (result.status, result.kind) == ("failed", "defect")
     assert f"please report it with {result.details}" in result.reason
@@ -126,7 +126,7 @@ def test_a_failing_device_ends_a_local_run(
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(Network, "__call__", fail)
+    monkeypatch.setattr(TorchNetwork, "__call__", fail)
     with pytest.raises(WsiSegError, match=r"device failed .*run the same command again"):
         run(phantoms, stub, tmp_path, executor="local")
     assert not list(tmp_path.rglob("failure.json"))

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from wsi_seg.api import run
+from wsi_seg.backends import load_onto
 from wsi_seg.bundles import find_bundle
 from wsi_seg.engine import memory
 from wsi_seg.engine.lanes import Lanes
@@ -22,7 +23,6 @@ from wsi_seg.engine.memory import BANDS_PX, Need, Sizes, choose_sizes, parse_byt
 from wsi_seg.engine.worker import JOBS_PER_WORKER, Worker, WorkerOptions
 from wsi_seg.errors import UsageError
 from wsi_seg.geometry import Box
-from wsi_seg.inference import Network
 from wsi_seg.nets.footprint import forward_bytes
 from wsi_seg.process import held_bytes, machine_bytes, peak_memory_mb
 from wsi_seg.records import Block
@@ -38,7 +38,7 @@ DEFAULT = Sizes(2048, 1, BANDS_PX[0])
 @pytest.fixture(scope="module")
 def need() -> Need:
     """Of the default model in a process of 0.9 GB."""
-    return Need(Network.load(find_bundle("effunetpp"), "cpu", "bf16"), JOBS_PER_WORKER, HELD)
+    return Need(load_onto(find_bundle("effunetpp"), "cpu", "torch"), JOBS_PER_WORKER, HELD)
 
 
 @pytest.fixture
@@ -161,6 +161,7 @@ from wsi_seg.engine import memory
 from wsi_seg.process import peak_memory_mb
 memory.BANDS_PX = (1024,)  # so narrow that a small slide fills what is kept
 from wsi_seg.api import run
+from wsi_seg.backends import load_onto
 slide, model, out = sys.argv[1:]
 (result,) = run(slide, model, out, executor="local", device="cpu", block_px=512)
 print(result.nuclei, peak_memory_mb())

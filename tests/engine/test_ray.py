@@ -79,7 +79,7 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayExe
 
     class Toy:
         def describe(self) -> WorkerInfo:
-            return WorkerInfo("cpu", "fp32", 1, 1, str(os.getpid()))
+            return WorkerInfo("cpu", "fp32", "torch", 1, 1, str(os.getpid()))
 
         def do(self, job: Job) -> Outcome:
             with (tmp_path / job.slide).open("a") as file:

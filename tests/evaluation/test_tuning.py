@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from wsi_seg.api import Model, load_model
+from wsi_seg.backends.pytorch import TorchNetwork
 from wsi_seg.bundles import find_bundle
 from wsi_seg.cli import tune as cli
 from wsi_seg.config import Separation
@@ -19,6 +20,8 @@ from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.evaluation import tuning
 from wsi_seg.evaluation.scoring import evaluate
 from wsi_seg.evaluation.tuning import CHOICES, Trial, tune
+from wsi_seg.records import UInt8Array
+from wsi_seg.stopwatch import Stopwatch
 from wsi_seg.testing.phantom import Phantom
 from wsi_seg.testing.stub import stub_model
 
@@ -78,16 +81,15 @@ def test_what_is_best_already_stays(items: list[Item], bundle: Path, monkeypatch
 
 
 def test_each_tile_is_forwarded_once(items: list[Item], bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_model(bundle, "cpu")
+    model = load_model(bundle, "cpu", "torch")
     forwards: list[int] = []
-    network = type(model.network)
-    forward = network._forward
+    call = TorchNetwork.__call__
 
-    def counted(self: object, tiles: np.ndarray, watch: object) -> np.ndarray:
+    def counted(self: TorchNetwork, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
         forwards.append(len(tiles))
-        return forward(self, tiles, watch)  # type: ignore[arg-type]
+        return call(self, tiles, watch)
 
-    monkeypatch.setattr(network, "_forward", counted)
+    monkeypatch.setattr(TorchNetwork, "__call__", counted)
     told: list[Trial] = []
     tune(model, items, "pq", told.append)
     assert len(told) > 10

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from tests.volumes.conftest import write_bundle
+from wsi_seg.backends import Network
+from wsi_seg.backends.pytorch import TorchNetwork
 from wsi_seg.bundles import read_bundle
 from wsi_seg.errors import ModelError
-from wsi_seg.inference import Network
 from wsi_seg.nets import build_network
 from wsi_seg.nets.heads import out_channels, to_maps
 from wsi_seg.stopwatch import Stopwatch
@@ -26,7 +27,7 @@ def network_of(folder: Path, module: nn.Module, head: str, **spec: Any) -> Netwo
     """A network on tiles of 16 x 48 x 48, in float32."""
     classes = CLASSES if head in ("multiclass", "types") else CLASSES[:1]
     bundle = read_bundle(write_bundle(folder, module, head=head, classes=classes, **{"tile_slices": 16, **spec}))
-    return Network(bundle.spec, module.eval(), "cpu", "fp32")
+    return TorchNetwork(bundle.spec, module.eval(), "cpu", "fp32")
 
 
 def maps_of(network: nn.Module, grey: npt.NDArray[np.uint8], head: Any) -> npt.NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from wsi_seg.cli.evaluate import chosen_items, evaluation_options, finish, lines
 from wsi_seg.errors import UsageError
 
 if TYPE_CHECKING:
-    from wsi_seg.api import DeviceChoice
+    from wsi_seg.backends import DeviceChoice
     from wsi_seg.evaluation.tools import Result
 
 

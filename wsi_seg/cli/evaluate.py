@@ -12,7 +12,7 @@ from wsi_seg.cli.options import DEVICE
 from wsi_seg.errors import UsageError
 
 if TYPE_CHECKING:
-    from wsi_seg.api import DeviceChoice
+    from wsi_seg.backends import DeviceChoice
     from wsi_seg.dataset import Item
     from wsi_seg.evaluation.scoring import Row, Seen
     from wsi_seg.evaluation.tools import Result

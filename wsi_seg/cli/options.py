@@ -15,6 +15,14 @@ DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
 )
 
+BACKEND = click.option(
+    "--backend",
+    type=click.Choice(["auto", "torch", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="What computes; auto: OpenVINO on CPUs, where it is installed and finds the same nuclei, else torch.",
+)
+
 
 def _allow_gigapixels(context: click.Context, parameter: click.Parameter, limit: float | None) -> None:
     if limit is not None:
@@ -27,6 +35,7 @@ _RUN_OPTIONS = (
     click.option("--model", default="effunetpp", show_default=True, help="Name of a model, or the folder of a bundle."),
     click.option("--mpp", type=float, help="Micrometres per pixel at level 0, for slides whose manifest gives none."),
     DEVICE,
+    BACKEND,
     click.option(
         "--block-px",
         type=int,

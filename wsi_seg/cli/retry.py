@@ -12,6 +12,7 @@ import click
 @click.option("--executor", type=click.Choice(["ray", "local"]), help="As of `wsi-seg run`.")
 @click.option("--address", help="A running Ray cluster.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.")
+@click.option("--backend", type=click.Choice(["auto", "torch", "openvino"]), help="What computes.")
 @click.option("--batch-size", type=click.IntRange(1), help="Tiles per forward pass.")
 @click.option("--block-px", type=int, help="Side of a block, a power of two; smaller ones need less memory.")
 @click.option("--memory", metavar="SIZE", help="Memory that a worker may take, such as 4GB.")

@@ -51,7 +51,7 @@ def tune(
         raise OutputError(f"--write: {model} is not a folder that may be changed; give the folder of a copy")
     for warning in seen_in_training(items, bundle):
         click.echo(f"warning: {warning}", err=True)
-    before, best = tuning.tune(load_model(model, device), items, metric, tell)
+    before, best = tuning.tune(load_model(model, device, "torch"), items, metric, tell)
     click.echo(f"before  {_line(before, metric)}")
     click.echo(f"best    {_line(best, metric)}")
     if write:

@@ -176,7 +176,7 @@ class RayExecutor:
             return Refusal(
                 answer.node,
                 f"computes with {' '.join(answer.kind)}, others with {others}, and results would depend on who did "
-                "what; choose one kind with --device cpu or --device cuda",
+                "what; choose one kind with --device and --backend",
             )
         self._members.append(answer)
         return None

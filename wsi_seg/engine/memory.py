@@ -18,9 +18,9 @@ import itertools
 import re
 from dataclasses import dataclass
 
+from wsi_seg.backends import Device, Network
 from wsi_seg.config import ModelSpec
 from wsi_seg.errors import UsageError
-from wsi_seg.inference import Device, Network
 from wsi_seg.nets.heads import map_count
 from wsi_seg.process import machine_bytes
 

@@ -57,9 +57,9 @@ class Member:
         return not self.lost and self.away is None
 
     @property
-    def kind(self) -> tuple[str, str]:
+    def kind(self) -> tuple[str, str, str]:
         """What decides, besides slide and settings, about the bytes of its results."""
-        return self.info.device, self.info.precision
+        return self.info.device, self.info.precision, self.info.backend
 
     def leave(self) -> None:
         """Give it no more until it is back: after a restart it loads the model first."""

@@ -22,8 +22,8 @@ class Request:
     """One command.
 
     id: of the command it was first asked by; "" until it is recorded. model: folder of the bundle.
-    settings: of `config.RunSettings`, as the user gave them. how: executor, address, device, batch_size and
-    memory, which results do not depend on but for the device.
+    settings: of `config.RunSettings`, as the user gave them. how: executor, address, device, backend,
+    batch_size and memory, which results do not depend on but for device and backend.
     """
 
     model: str

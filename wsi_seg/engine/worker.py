@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from wsi_seg.backends import Backend, BackendChoice, Device, DeviceChoice, Precision, load_onto
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import RunSettings
 from wsi_seg.engine.block import process_block
@@ -22,7 +23,7 @@ from wsi_seg.engine.memory import BANDS_PX, DEFAULT_BLOCK_PX, Need, choose_sizes
 from wsi_seg.engine.planning import plan_slide, reopen
 from wsi_seg.engine.summary import result_of
 from wsi_seg.engine.volume import do_volume
-from wsi_seg.inference import Device, MapSource, Network, Precision, choose_device, choose_precision
+from wsi_seg.inference import MapSource
 from wsi_seg.process import held_bytes, peak_memory_mb, prepare_for_computing
 from wsi_seg.records import Block, Commit, SlidePlan, SlideResult
 from wsi_seg.slides import Plane, Slide
@@ -44,7 +45,8 @@ class WorkerOptions:
 
     model: str
     out: Path
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceChoice = "auto"
+    backend: BackendChoice = "auto"
     batch_size: int | None = None
     block_px: int | None = None
     memory: int | None = None
@@ -60,6 +62,7 @@ class WorkerInfo:
 
     device: Device
     precision: Precision
+    backend: Backend
     batch_size: int
     threads: int
     process: str
@@ -105,18 +108,16 @@ class Worker:
     def __init__(self, options: WorkerOptions) -> None:
         prepare_for_computing()
         bundle = find_bundle(options.model)
-        device = choose_device(options.device)
-        network = Network.load(bundle, device, choose_precision(device))
-        if device == "cuda":  # its libraries are loaded when they are first used
-            network.warm_up()
+        network = load_onto(bundle, options.device, options.backend, options.memory)
         need = Need(network, JOBS_PER_WORKER, held_bytes())
         wanted = options.memory, options.block_px, options.batch_size
-        sizes = choose_sizes(need, device, *wanted, workers=options.workers)
+        sizes = choose_sizes(need, network.device, *wanted, workers=options.workers)
         self.info = WorkerInfo(
-            device,
-            choose_precision(device),
+            network.device,
+            network.precision,
+            network.backend,
             sizes.batch_size,
-            _threads(),
+            network.threads,
             uuid.uuid4().hex,
             sizes.block_px,
             sizes.band_px,
@@ -180,9 +181,3 @@ class Worker:
                     self._slides.popitem(last=False)[1][0].close()
             self._slides.move_to_end(key)
             return self._slides[key][1]
-
-
-def _threads() -> int:
-    import torch
-
-    return int(torch.get_num_threads())

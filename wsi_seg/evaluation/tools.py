@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_seg.api import DeviceChoice, load_model
+from wsi_seg.api import load_model
+from wsi_seg.backends import DeviceChoice
 from wsi_seg.bundles import SPEC_FILE, Bundle, find_bundle, shipped_names
 from wsi_seg.config import ModelSpec
 from wsi_seg.dataset import Item
@@ -59,7 +60,7 @@ def check_tool(tool: str, items: Sequence[Item]) -> None:
 
 def run_model(model: str, items: Sequence[Item], device: DeviceChoice, seen: Seen | None = None) -> Result:
     """Load a model and evaluate it."""
-    return Result(model, find_bundle(model), evaluate(load_model(model, device), items, seen))
+    return Result(model, find_bundle(model), evaluate(load_model(model, device, "torch"), items, seen))
 
 
 def run_labels(folder: str, items: Sequence[Item], seen: Seen | None = None) -> Result:

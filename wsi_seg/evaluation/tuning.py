@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wsi_seg.api import Model
+from wsi_seg.backends import Network
 from wsi_seg.config import ModelSpec, Separation
 from wsi_seg.dataset import Item
 from wsi_seg.errors import UsageError
 from wsi_seg.evaluation.scoring import evaluate
-from wsi_seg.inference import Network
 from wsi_seg.records import UInt8Array
 from wsi_seg.stopwatch import Stopwatch
 
@@ -41,12 +41,17 @@ class _Remembering(Network):
 
     def __init__(self, network: Network, spec: ModelSpec, known: dict[bytes, UInt8Array]) -> None:
         self.spec, self._network_of, self._known = spec, network, known
+        self.backend, self.device, self.precision = network.backend, network.device, network.precision
+        self.too_large = network.too_large
 
     def __call__(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
         key = hashlib.blake2b(tiles_rgb.tobytes()).digest()
         if key not in self._known:
             self._known[key] = self._network_of(tiles_rgb, watch)
         return self._known[key]
+
+    def layer_bytes(self) -> int:
+        return self._network_of.layer_bytes()
 
 
 def tune(

@@ -21,11 +21,11 @@ from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from wsi_seg.errors import SlideOpenError, UsageError
+from wsi_seg.files import CACHE_VARIABLE, cache_folder
 from wsi_seg.objectstore import Remote, describe, entries, fetch, open_store, retrying
 from wsi_seg.process import number_from
 from wsi_seg.slides.paths import SUFFIXES, ZARR_FILES
 
-FOLDER_VARIABLE = "WSI_SEG_CACHE"
 BOUND_VARIABLE = "WSI_SEG_CACHE_GB"
 _BOUND_GB = 50.0
 _OF_MANY_FILES = (".vms", ".vmu", ".dcm", ".dicom")
@@ -75,13 +75,13 @@ class Copy:
             )
         remote, self._url = _ask(url), url
         self.version = remote.version
-        folder = _cache_folder() / _key(url, remote)
+        folder = cache_folder() / _key(url, remote)
         self.path = str(folder / PurePosixPath(unquote(urlsplit(url).path)).name)
         try:
             self._lock = _fetched(url, remote, folder, Path(self.path))
         except OSError as error:
             fact = f"cannot be fetched into {folder.parent} ({error.strerror or error})"
-            raise SlideOpenError(url, f"{fact}; run again, or set {FOLDER_VARIABLE} to a folder with room") from error
+            raise SlideOpenError(url, f"{fact}; run again, or set {CACHE_VARIABLE} to a folder with room") from error
 
     def __reduce__(self) -> tuple[type[Copy], tuple[str]]:
         return Copy, (self._url,)
@@ -102,11 +102,6 @@ def _key(url: str, remote: Remote) -> str:
     """Return the name of a copy. A signed URL's query changes while its slide does not."""
     address = url.partition("?")[0] if remote.version else url
     return hashlib.blake2b(f"{address}\n{remote.size}\n{remote.version}".encode(), digest_size=16).hexdigest()
-
-
-def _cache_folder() -> Path:
-    given = os.environ.get(FOLDER_VARIABLE)
-    return Path(given) if given else Path.home() / ".cache" / "wsi_seg"
 
 
 def _fetched(url: str, remote: Remote, folder: Path, file: Path) -> _Lock:

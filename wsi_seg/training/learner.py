@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from wsi_seg.architectures import dimensions_of
+from wsi_seg.backends import Device
+from wsi_seg.backends.pytorch import choose_precision
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import ModelSpec
 from wsi_seg.errors import WsiSegError
-from wsi_seg.inference import Device, choose_precision
 from wsi_seg.nets import build_network, encoder_parameters, encoder_part, load_weights
 from wsi_seg.nets.heads import has_classes, out_channels
 from wsi_seg.training.batch import Batch

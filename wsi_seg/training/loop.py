@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from wsi_seg.backends import Device
 from wsi_seg.bundles import SPLIT_FILE
 from wsi_seg.errors import OutputError, UsageError
-from wsi_seg.inference import Device
 from wsi_seg.nets.heads import has_classes
 from wsi_seg.process import prepare_for_computing
 from wsi_seg.splits import write_splits

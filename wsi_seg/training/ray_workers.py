@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from wsi_seg.backends import Device
 from wsi_seg.engine.executors import start_ray
 from wsi_seg.errors import UsageError, WsiSegError
-from wsi_seg.inference import Device
 from wsi_seg.process import ENVIRONMENT
 from wsi_seg.training.loop import train
 from wsi_seg.training.recipe import Recipe

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from wsi_seg.backends import Device, choose_device
 from wsi_seg.bundles import SPLIT_FILE, find_bundle, read_bundle
 from wsi_seg.dataset import Item
 from wsi_seg.errors import OutputError
@@ -18,7 +19,6 @@ from wsi_seg.evaluation.files import write_json
 from wsi_seg.evaluation.report import evaluate_into
 from wsi_seg.evaluation.tools import Result, run_model
 from wsi_seg.files import replacing
-from wsi_seg.inference import Device, choose_device
 from wsi_seg.nets import encoder_parameters, stride_of
 from wsi_seg.stain.normaliser import read_target
 from wsi_seg.training.bundle import write_spec

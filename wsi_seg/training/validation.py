@@ -13,11 +13,12 @@ from PIL import Image
 
 from wsi_seg import metrics
 from wsi_seg.api import Model, segment_volume
+from wsi_seg.backends import Device
+from wsi_seg.backends.pytorch import TorchNetwork, choose_precision
 from wsi_seg.dataset import Item
 from wsi_seg.errors import UsageError
 from wsi_seg.evaluation.panels import draw_panel
 from wsi_seg.evaluation.scoring import Picture, evaluate
-from wsi_seg.inference import Device, Network, choose_precision
 from wsi_seg.training.bundle import spec_of
 from wsi_seg.training.learner import make_network
 from wsi_seg.training.log import writing
@@ -41,7 +42,7 @@ class Judge:
     def __call__(self, weights: Mapping[str, torch.Tensor], strip: Path) -> dict[str, float]:
         """Return the mean scores, and draw image, truth and prediction of the first images into `strip`."""
         self._network.load_state_dict(dict(weights))
-        model = Model(self._spec, Network(self._spec, self._network, self._device, choose_precision(self._device)))
+        model = Model(self._spec, TorchNetwork(self._spec, self._network, self._device, choose_precision(self._device)))
         volumes = [item for item in self._items if isinstance(item, VolumeItem)]
         scores = [score_volume(model, item) for item in volumes] or self._score_images(model, strip)
         means = mean_scores(scores)

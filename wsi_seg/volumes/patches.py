@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi_seg.architectures import stride_of
-from wsi_seg.inference import Network
+from wsi_seg.backends import Network
 from wsi_seg.nets.heads import map_count
 from wsi_seg.stopwatch import Stopwatch
 

@@ -1,0 +1,124 @@
+"""Which backend computes, and what is said where it cannot be had."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsi_seg.api import run
+from wsi_seg.backends import BackendChoice, DeviceChoice, choice, choose_device, load_onto
+from wsi_seg.bundles import Bundle, find_bundle
+from wsi_seg.errors import ModelError, ResumeError, UsageError
+from wsi_seg.files import CACHE_VARIABLE
+from wsi_seg.testing.stub import stub_model
+
+
+def changed(**spec: Any) -> Bundle:
+    shipped = find_bundle("effunetpp")
+    return Bundle(shipped.folder, shipped.spec.model_copy(update=spec))
+
+
+@pytest.fixture
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+def test_cuda_is_refused_where_there_is_none() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    with pytest.raises(UsageError, match="finds no CUDA device"):
+        choose_device("cuda")
+
+
+def test_openvino_is_used_where_it_is_proven(tmp_path: Path) -> None:
+    network = load_onto(changed(tile_px=96, margin_px=16), "cpu")
+    assert (network.backend, network.device) == ("openvino", "cpu")
+    assert network.lanes == network.threads >= 1
+    assert load_onto(find_bundle(stub_model(tmp_path / "stub")), "cpu").backend == "torch"
+
+
+@pytest.mark.usefixtures("without_openvino")
+def test_without_openvino_torch_is_used() -> None:
+    assert load_onto(find_bundle("effunetpp"), "cpu").backend == "torch"
+    with pytest.raises(UsageError, match=r"not installed; pip install 'wsi-seg\[openvino\]'"):
+        load_onto(find_bundle("effunetpp"), "cpu", "openvino")
+
+
+@pytest.mark.parametrize(
+    ("device", "spec", "reason"),
+    [
+        ("cuda", {}, "computes on CPUs; add --device cpu"),
+        ("cpu", {"architecture": "unet3d"}, "takes no models of volumes; use --backend torch"),
+    ],
+)
+def test_what_openvino_does_not_do_is_refused(
+    device: DeviceChoice, spec: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "choose_device", lambda wanted: wanted)
+    with pytest.raises(UsageError, match=reason):
+        load_onto(changed(**spec), device, "openvino")
+
+
+def test_little_memory_gets_few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    bundle = changed(tile_px=96, margin_px=16)
+    assert load_onto(bundle, "cpu", "openvino").lanes == 3
+    few = load_onto(bundle, "cpu", "openvino", memory=1)
+    assert few.lanes == 1
+    assert load_onto(bundle, "cpu", "openvino", memory=9 * few.layer_bytes()).lanes == 2
+
+
+def test_a_network_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    load_onto(changed(tile_px=96, margin_px=16), "cpu", "openvino")
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
+    assert sorted(Path(name).suffix for name in kept) == [".bin", ".xml"]
+    load_onto(changed(tile_px=128, margin_px=16), "cpu", "openvino")
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == kept
+
+
+def test_what_cannot_be_converted_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    bundle = find_bundle(stub_model(tmp_path / "stub"))
+    bundle.weights_path.write_bytes(b"nothing")
+    with pytest.raises(ModelError, match=r"OpenVINO cannot take it \(.+\); use --backend torch"):
+        load_onto(bundle, "cpu", "openvino")
+    assert not list((tmp_path / "cache").iterdir())
+    (tmp_path / "cache").rmdir()
+    (tmp_path / "cache").write_bytes(b"")
+    with pytest.raises(ModelError, match="the converted network cannot be kept there"):
+        load_onto(bundle, "cpu", "openvino")
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_a_run_says_what_computed(backend: BackendChoice, small_slide: Path, small_model: Path, tmp_path: Path) -> None:
+    (result,) = run(small_slide, small_model, tmp_path, executor="local", backend=backend)
+    assert result.status == "done"
+    record = json.loads((tmp_path / "small" / "run.json").read_text())
+    assert record["identity"]["settings"]["backend"] == backend
+    other: BackendChoice = "torch" if backend == "openvino" else "openvino"
+    with pytest.raises(ResumeError, match=r"settings\.backend"):
+        run(small_slide, small_model, tmp_path, executor="local", backend=other)
+
+
+def test_a_run_with_openvino_does_without_torch(small_slide: Path, small_model: Path, tmp_path: Path) -> None:
+    """Its import takes seconds and hundreds of MB."""
+    load_onto(find_bundle(small_model), "cpu", "openvino")  # converted by now
+    program = (
+        "import sys; from wsi_seg.api import run; "
+        "results = run(*sys.argv[1:], executor='local', device='cpu', backend='openvino'); "
+        "assert results[0].status == 'done', results; assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", program, str(small_slide), str(small_model), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr

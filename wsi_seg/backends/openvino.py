@@ -1,0 +1,79 @@
+"""Networks in OpenVINO, on a CPU; neither torch nor the network's own code is loaded."""
+
+from __future__ import annotations
+
+import threading
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from wsi_seg.backends.conversion import LAYER_BYTES, converted
+from wsi_seg.backends.network import Backend, Device, Network, Precision
+from wsi_seg.bundles import Bundle
+from wsi_seg.config import ModelSpec
+from wsi_seg.process import cores
+from wsi_seg.records import UInt8Array
+from wsi_seg.stopwatch import Stopwatch
+
+_PRECISIONS: dict[str, Precision] = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}
+_REUSED = 0.35  # of the layers' bytes are taken, since layers share memory where they do not live at once
+
+Pixels = npt.NDArray[np.float32]
+
+
+class OpenVinoNetwork(Network):
+    """See `Network`. Each lane computes one tile with one thread.
+
+    So cores never wait for each other within a tile, which costs more than the arithmetic where other threads compute
+    too; and what a tile gives cannot depend on how many cores there are.
+
+    bound: bytes of memory that the lanes may take at most, if there is enough for one.
+    """
+
+    backend: Backend = "openvino"
+    device: Device = "cpu"
+
+    def __init__(self, spec: ModelSpec, model: ov.Model, bound: float) -> None:
+        self.spec = spec
+        self._lane_bytes = _REUSED * float(model.get_rt_info(["wsi_seg", LAYER_BYTES]).value) * spec.tile_px**2
+        self.lanes = self.threads = max(1, min(cores(), int(bound // self._lane_bytes)))
+        model.reshape([1, 3, spec.tile_px, spec.tile_px])
+        # unpinned, since other threads work between, which would have to wait for pinned ones
+        how = {"NUM_STREAMS": self.lanes, "INFERENCE_NUM_THREADS": self.lanes, "ENABLE_CPU_PINNING": False}
+        self._model = ov.Core().compile_model(model, "CPU", how)
+        self.precision = _PRECISIONS[self._model.get_property("INFERENCE_PRECISION_HINT").to_string()]
+        self._own = threading.local()
+        levels = np.arange(256, dtype=np.float32)[:, None]
+        scale = spec.preprocessing
+        self._scaled = (levels - np.array(scale.mean, np.float32)) / np.array(scale.std, np.float32)
+
+    @classmethod
+    def load(cls, bundle: Bundle, bound: float) -> Self:
+        """Load a bundle; ModelError where OpenVINO cannot take it."""
+        return cls(bundle.spec, ov.Core().read_model(converted(bundle)), bound)
+
+    def __call__(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
+        with watch("forward"):
+            return self.forward(self.prepared(tiles))
+
+    def prepared(self, tiles: UInt8Array) -> Pixels:
+        """Return tiles as the network takes them: (N, T, T, 3) uint8 -> (N, 3, T, T), scaled as it was trained."""
+        pixels = np.empty((len(tiles), 3, *tiles.shape[1:3]), np.float32)
+        for channel in range(3):
+            np.take(self._scaled[:, channel], tiles[..., channel], out=pixels[:, channel])
+        return pixels
+
+    def forward(self, pixels: Pixels) -> UInt8Array:
+        """Return the maps: (N, 3, T, T) -> (N, maps, T, T)."""
+        if not hasattr(self._own, "request"):  # its buffers are used again, by one thread
+            self._own.request = self._model.create_infer_request()
+        maps: list[UInt8Array] = []
+        for tile in pixels:
+            self._own.request.infer([ov.Tensor(tile[None], shared_memory=True)])
+            maps.append(self._own.request.get_output_tensor(0).data.copy())
+        return np.concatenate(maps)
+
+    def layer_bytes(self) -> int:
+        return round(self.lanes * self._lane_bytes)

@@ -1,0 +1,101 @@
+"""Networks in PyTorch, on a CPU or a CUDA device."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from wsi_seg.architectures import dimensions_of
+from wsi_seg.backends.network import Backend, Device, Network, Precision
+from wsi_seg.bundles import Bundle
+from wsi_seg.config import ModelSpec
+from wsi_seg.nets import load_network
+from wsi_seg.nets.footprint import forward_bytes
+from wsi_seg.nets.heads import to_maps
+from wsi_seg.records import UInt8Array
+from wsi_seg.stopwatch import Stopwatch
+
+_TYPICAL_LAYER_BYTES = 100  # of a U-Net++ for each value of its input, in bf16
+
+
+def choose_precision(device: Device) -> Precision:
+    """Return bf16 where the hardware computes in it, since there results do not depend on batch and threads."""
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if native else "fp32"
+
+
+class TorchNetwork(Network):
+    """See `Network`. All threads of a CPU compute one call.
+
+    network: in eval mode, float32; its weights are moved to the device.
+
+    Calls from several threads take turns in one thread of the network's own: each thread that computes would have
+    OpenMP threads and scratch memory to itself.
+    """
+
+    backend: Backend = "torch"
+    too_large = (torch.OutOfMemoryError,)
+
+    def __init__(self, spec: ModelSpec, network: nn.Module, device: Device, precision: Precision) -> None:
+        self.spec, self.device, self.precision = spec, device, precision
+        self.threads = torch.get_num_threads()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="wsi_seg network")
+        self._device = torch.device(device)
+        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+        self._planar = dimensions_of(spec.architecture) == 2
+        self._layout = torch.channels_last if self._planar else torch.channels_last_3d
+        self._network = network.to(device=self._device).to(memory_format=self._layout)  # type: ignore[call-overload]
+        shape = (1, 3, 1, 1) if self._planar else (1, 1, 1, 1, 1)
+        self._mean, self._std = (
+            torch.tensor(values[: shape[1]], device=self._device).view(shape)
+            for values in (spec.preprocessing.mean, spec.preprocessing.std)
+        )
+        if device == "cuda":  # its libraries are loaded when they are first used
+            side, depth = spec.tile_px, spec.tile_slices or 1
+            self(np.zeros((1, side, side, 3) if self._planar else (1, 1, depth, side, side), np.uint8), Stopwatch())
+
+    @classmethod
+    def load(cls, bundle: Bundle, device: Device) -> Self:
+        """Load a bundle's weights; ModelError where they are not what model.yaml says."""
+        return cls(bundle.spec, load_network(bundle), device, choose_precision(device))
+
+    def __call__(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
+        return self._thread.submit(self._maps_of, tiles, watch).result()
+
+    def layer_bytes(self) -> int:
+        spec = self.spec
+        depth: tuple[int, ...] = (3,) if self._planar else (1, spec.tile_slices or 1)
+        shape: tuple[int, ...] = (1, *depth, spec.tile_px, spec.tile_px)
+        if self.device == "cuda":  # the layers are in the device's memory
+            return 4 * math.prod(shape)
+        try:
+            return forward_bytes(self._network, shape, self._dtype)
+        except Exception:  # a network of others that cannot do without values
+            return _TYPICAL_LAYER_BYTES * math.prod(shape)
+
+    def _maps_of(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
+        with watch("forward"), torch.inference_mode():
+            maps: UInt8Array = to_maps(self.forward(self.prepared(tiles)), self.spec.head).cpu().numpy()
+            return maps
+
+    def prepared(self, tiles: UInt8Array) -> torch.Tensor:
+        """Return tiles as the network takes them: float32 on the device, scaled as it was trained."""
+        pixels = torch.from_numpy(tiles).to(self._device)
+        pixels = pixels.permute(0, 3, 1, 2) if self._planar else pixels
+        return ((pixels.float() - self._mean) / self._std).contiguous(memory_format=self._layout)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return what the network gives, (N, channels, ...), in its precision."""
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32),
+        ):
+            logits: torch.Tensor = self._network(pixels)
+            return logits
