@@ -180,6 +180,16 @@ def test_a_tile_in_use_stays_in_the_cache_longest(network: Network, pixels: RGB)
     assert forwarded == [1, 1, 0, 1, 0, 1]
 
 
+def test_what_no_window_will_want_is_forgotten(network: Network, pixels: RGB) -> None:
+    maps = source(network)
+    window(maps, pixels, Box(0, 0, 3 * STEP, 3 * STEP))
+    maps.forget("another", Box(0, 0, 3 * STEP, 3 * STEP))
+    maps.forget("slide", Box(0, 0, 2 * STEP + 1, 3 * STEP - 1))
+    kept = {(key.row, key.column) for key in maps._tiles}
+    assert kept == {(0, 2), (1, 2), (2, 0), (2, 1), (2, 2)}
+    assert window(maps, pixels, Box(STEP, STEP, 3 * STEP, 3 * STEP)).tiles_forwarded == 1
+
+
 def test_a_read_error_reaches_everyone_who_waits_and_a_later_call_tries_anew(network: Network, pixels: RGB) -> None:
     pictures, hold = Pictures(pixels), threading.Event()
     pictures.bad = {(2, 2)}

@@ -13,6 +13,7 @@ from wsi_seg.backends.conversion import LAYER_BYTES, converted
 from wsi_seg.backends.network import Backend, Device, Network, Precision
 from wsi_seg.bundles import Bundle
 from wsi_seg.config import ModelSpec
+from wsi_seg.nets.heads import map_count
 from wsi_seg.process import cores
 from wsi_seg.records import UInt8Array
 from wsi_seg.stopwatch import Stopwatch
@@ -45,9 +46,8 @@ class OpenVinoNetwork(Network):
         self._model = ov.Core().compile_model(model, "CPU", how)
         self.precision = _PRECISIONS[self._model.get_property("INFERENCE_PRECISION_HINT").to_string()]
         self._own = threading.local()
-        levels = np.arange(256, dtype=np.float32)[:, None]
         scale = spec.preprocessing
-        self._scaled = (levels - np.array(scale.mean, np.float32)) / np.array(scale.std, np.float32)
+        self._mean, self._std = (np.array(values, np.float32)[:, None, None] for values in (scale.mean, scale.std))
 
     @classmethod
     def load(cls, bundle: Bundle, bound: float) -> Self:
@@ -60,20 +60,20 @@ class OpenVinoNetwork(Network):
 
     def prepared(self, tiles: UInt8Array) -> Pixels:
         """Return tiles as the network takes them: (N, T, T, 3) uint8 -> (N, 3, T, T), scaled as it was trained."""
-        pixels = np.empty((len(tiles), 3, *tiles.shape[1:3]), np.float32)
-        for channel in range(3):
-            np.take(self._scaled[:, channel], tiles[..., channel], out=pixels[:, channel])
+        pixels = np.moveaxis(tiles, 3, 1).astype(np.float32, order="C")
+        pixels -= self._mean
+        pixels /= self._std
         return pixels
 
     def forward(self, pixels: Pixels) -> UInt8Array:
         """Return the maps: (N, 3, T, T) -> (N, maps, T, T)."""
         if not hasattr(self._own, "request"):  # its buffers are used again, by one thread
             self._own.request = self._model.create_infer_request()
-        maps: list[UInt8Array] = []
-        for tile in pixels:
+        maps = np.empty((len(pixels), map_count(self.spec.head), *pixels.shape[2:]), np.uint8)
+        for k, tile in enumerate(pixels):
             self._own.request.infer([ov.Tensor(tile[None], shared_memory=True)])
-            maps.append(self._own.request.get_output_tensor(0).data.copy())
-        return np.concatenate(maps)
+            maps[k] = self._own.request.get_output_tensor(0).data[0]
+        return maps
 
     def layer_bytes(self) -> int:
         return round(self.lanes * self._lane_bytes)

@@ -22,6 +22,7 @@ def process_block(plan: SlidePlan, block: Block, plane: da.Array, maps: MapSourc
     """Do one block and commit it. Done again, it writes the same."""
     watch = Stopwatch()
     data = find_nuclei(plan, block, plane, maps, watch)
+    maps.forget(plan.name, _left_behind(plan, block))
     with watch("write"):
         Ledger.of(plan, out).commit(block, data)
     return data.commit
@@ -49,6 +50,12 @@ def find_nuclei(plan: SlidePlan, block: Block, plane: da.Array, maps: MapSource,
     unnormalised = count_own(block, seen.unnormalised, plan.model.step_px)
     commit = Commit(block.name, nuclei.num_rows, seen.tiles_forwarded, dict(watch.seconds), unnormalised)
     return BlockData(labels, anchors_mp, nuclei, commit)
+
+
+def _left_behind(plan: SlidePlan, block: Block) -> Box:
+    """Return what the blocks to the right and below do not want to see; see `engine.lanes` for their order."""
+    halo_px, core_mp = plan.model.separation.halo_px(plan.frame.mpp), block.core_mp
+    return Box(0, 0, core_mp.x1 - halo_px, core_mp.y1 - halo_px)
 
 
 def _inside(points_mp: npt.NDArray[np.int64], box_mp: Box) -> npt.NDArray[np.bool_]:

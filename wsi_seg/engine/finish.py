@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -56,12 +57,13 @@ def finish_slide(plan: SlidePlan, info: RunInfo, out: Path, peak_memory_mb: floa
         plan = replace(plan, warnings=(*plan.warnings, f"{plan.path}: {doubt}{plan.mpp_l0:.4g} um/px"))
     gallery = Gallery(plan)
     with ledger.finishing() as folder:
-        with watch("features"):
-            _write_nuclei(plan, numbering, gallery, folder)
-        with watch("labels"):
-            unmatched_px = _write_labels(plan, numbering, ledger, folder / "labels.zarr")
-        with watch("overview"):
-            gallery.draw(folder / "overview.png", numbering.tables)
+        with ThreadPoolExecutor(1) as beside:
+            labels = beside.submit(_write_labels, plan, numbering, ledger, folder / "labels.zarr", watch)
+            with watch("features"):
+                _write_nuclei(plan, numbering, gallery, folder)
+            with watch("overview"):
+                gallery.draw(folder / "overview.png", numbering.tables)
+            unmatched_px = labels.result()
         wall_s = info.wall_s + time.perf_counter() - begin
         record = _record(plan, info, commits, numbering.total, unmatched_px, wall_s, peak_memory_mb, watch)
         seal(folder, record)
@@ -176,28 +178,29 @@ def rebatched(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def _write_labels(plan: SlidePlan, numbering: Numbering, ledger: Ledger, path: Path) -> int:
+def _write_labels(plan: SlidePlan, numbering: Numbering, ledger: Ledger, path: Path, watch: Stopwatch) -> int:
     """Write the label image and the class mask; return how many pixels belong to a nucleus that no block owns (0)."""
-    writer = LabelWriter(path, plan.frame.plane_mp, plan.frame.mpp, plan.model.classes, plan.settings.zarr_format)
-    block_px = plan.settings.block_px
-    region_px = LabelWriter.region_px(block_px)
-    per_region = region_px // block_px
-    regions: dict[tuple[int, int], list[Block]] = {}
-    for block in plan.blocks:
-        regions.setdefault((block.row // per_region, block.column // per_region), []).append(block)
-    unmatched = 0
-    for cell, blocks in regions.items():
-        region_mp = cell_box(*cell, region_px).clipped(plan.frame.plane_mp)
-        nuclei = np.zeros(region_mp.shape, np.uint32)
-        classes = np.zeros(region_mp.shape, np.uint8)
-        for block in blocks:
-            data = ledger.read(block.name)
-            where = block.core_mp.slices_in(region_mp)
-            nuclei[where], classes[where] = _final_labels(data, numbering)
-            unmatched += int(np.count_nonzero(data.labels)) - int(np.count_nonzero(nuclei[where]))
-        if nuclei.any():
-            writer.write(region_mp, nuclei, classes)
-    writer.finish()
+    with watch("labels"):
+        writer = LabelWriter(path, plan.frame.plane_mp, plan.frame.mpp, plan.model.classes, plan.settings.zarr_format)
+        block_px = plan.settings.block_px
+        region_px = LabelWriter.region_px(block_px)
+        per_region = region_px // block_px
+        regions: dict[tuple[int, int], list[Block]] = {}
+        for block in plan.blocks:
+            regions.setdefault((block.row // per_region, block.column // per_region), []).append(block)
+        unmatched = 0
+        for cell, blocks in regions.items():
+            region_mp = cell_box(*cell, region_px).clipped(plan.frame.plane_mp)
+            nuclei = np.zeros(region_mp.shape, np.uint32)
+            classes = np.zeros(region_mp.shape, np.uint8)
+            for block in blocks:
+                data = ledger.read(block.name)
+                where = block.core_mp.slices_in(region_mp)
+                nuclei[where], classes[where] = _final_labels(data, numbering)
+                unmatched += int(np.count_nonzero(data.labels)) - int(np.count_nonzero(nuclei[where]))
+            if nuclei.any():
+                writer.write(region_mp, nuclei, classes)
+        writer.finish()
     return unmatched
 
 

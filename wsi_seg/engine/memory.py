@@ -5,9 +5,9 @@ A worker of a slide holds, whatever the slide's size and the number of its nucle
 - itself: Python, the libraries and the weights, as measured once the model is loaded;
 - what comes with the work: a reader's tiles, compiled code, the rows that are written at once (`_BESIDES`);
 - the layers of a forward pass, `_FORWARD` times what is alive of them at once, since malloc leaves gaps between them;
-- for each of its jobs the maps and labels of a block's window, `_PER_PX` bytes per pixel, and the tiles it is put
-  together from;
-- the tiles that are kept for the blocks around: the rows of a band of blocks, see `engine.lanes`.
+- for each of its jobs the maps and labels of a block's window, `_PER_PX` bytes per pixel;
+- the tiles that these windows are put together from, and those that the blocks below want too: the last rows of a band
+  of blocks, see `engine.lanes`.
 
 The constants are measured, see benchmarks/memory.py. Volumes are held in memory whole and come on top.
 """
@@ -56,13 +56,15 @@ class Need:
     def of(self, sizes: Sizes) -> int:
         """Return bytes."""
         window_px = sizes.block_px + 2 * self._spec.halo_px
-        job = (_PER_PX + self._maps) * window_px**2 + self._tiles(window_px, window_px)
+        job = (_PER_PX + self._maps) * window_px**2
         layers = sizes.batch_size * self._layers
         return round(self._held_bytes + _BESIDES + layers + self._jobs * job + self.kept(sizes))
 
     def kept(self, sizes: Sizes) -> int:
-        """Return the bytes of tiles that are to be kept."""
-        return self._tiles(sizes.block_px + 2 * self._spec.halo_px, sizes.band_px + self._spec.step_px)
+        """Return the bytes of tiles that are to be kept: those of each job, and those that blocks below want too."""
+        halos_px = 2 * self._spec.halo_px
+        jobs = self._jobs * self._tiles(sizes.block_px + halos_px, sizes.block_px + halos_px)
+        return jobs + self._tiles(halos_px, sizes.band_px + self._spec.step_px)
 
     def _tiles(self, rows_px: int, columns_px: int) -> int:
         """Return the bytes of the tiles that a rectangle touches."""

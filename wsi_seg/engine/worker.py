@@ -26,7 +26,7 @@ from wsi_seg.engine.volume import do_volume
 from wsi_seg.inference import MapSource
 from wsi_seg.process import held_bytes, peak_memory_mb, prepare_for_computing
 from wsi_seg.records import Block, Commit, SlidePlan, SlideResult
-from wsi_seg.slides import Plane, Slide
+from wsi_seg.slides import Plane, Slide, trial
 from wsi_seg.slides.inputs import SlideSource
 
 log = logging.getLogger("wsi_seg")
@@ -107,6 +107,7 @@ class Worker:
 
     def __init__(self, options: WorkerOptions) -> None:
         prepare_for_computing()
+        trial.get_ready()
         bundle = find_bundle(options.model)
         network = load_onto(bundle, options.device, options.backend, options.memory)
         need = Need(network, JOBS_PER_WORKER, held_bytes())

@@ -21,13 +21,15 @@ from wsi_seg.geometry import Box, cell_box
 
 SHARD_PX = 2048  # of format 0.5
 _COARSEST_PX = 512
+_ORIGIN = Box(0, 0, 0, 0)
 
 
 class LabelWriter:
-    """Writes level 0 region by region, then the pyramid.
+    """Writes region by region, and at last the coarser levels.
 
     plane_mp: the whole plane; mpp: micrometres per pixel of level 0.
-    Regions must be whole cells of a grid of `region_px`.
+    Regions must be whole cells of a grid of `region_px`. Of coarser levels those are written with it of which a region
+    is whole files; each takes every second pixel of the finer one.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class LabelWriter:
         self._mpp = mpp
         self._format = zarr_format
         self._levels = _level_shapes(plane_mp.shape)
+        file_px = SHARD_PX if zarr_format == "0.5" else LABEL_CHUNK_PX
+        self._at_once = min(len(self._levels), (SHARD_PX // file_px).bit_length())
         self._root = ngff.open_root(str(path), zarr_format, mode="w")
         self._nuclei = self._create("nuclei", np.uint32)
         self._classes = self._create("classes", np.uint8)
@@ -48,15 +52,16 @@ class LabelWriter:
         return max(block_px, SHARD_PX)
 
     def write(self, region_mp: Box, nuclei: npt.NDArray[np.uint32], classes: npt.NDArray[np.uint8]) -> None:
-        """Write one region of level 0; both arrays cover `region_mp`, which is clipped to the plane."""
-        where = region_mp.slices_in(Box(0, 0, 0, 0))
-        self._nuclei[0][where] = nuclei
-        self._classes[0][where] = classes
+        """Write one region; both arrays cover `region_mp`, in pixels of level 0, which is clipped to the plane."""
+        for k in range(self._at_once):
+            rows, columns = (slice(part.start >> k, -(-part.stop >> k)) for part in region_mp.slices_in(_ORIGIN))
+            for levels, values in ((self._nuclei, nuclei), (self._classes, classes)):
+                levels[k][rows, columns] = values[:: 1 << k, :: 1 << k]
 
     def finish(self) -> None:
-        """Build the coarser levels, each by taking every second pixel of the finer one."""
+        """Build the levels that are left."""
         for levels in (self._nuclei, self._classes):
-            for fine, coarse in pairwise(levels):
+            for fine, coarse in pairwise(levels[self._at_once - 1 :]):
                 _halve(fine, coarse)
 
     def _create(self, name: str, dtype: npt.DTypeLike) -> list[zarr.Array[Any]]:
@@ -96,4 +101,4 @@ def _halve(fine: zarr.Array[Any], coarse: zarr.Array[Any]) -> None:
         box = cell_box(row, column, SHARD_PX).clipped(whole)
         values = np.asarray(fine[2 * box.y0 : 2 * box.y1 : 2, 2 * box.x0 : 2 * box.x1 : 2])
         if values.any():
-            coarse[box.slices_in(Box(0, 0, 0, 0))] = values
+            coarse[box.slices_in(_ORIGIN)] = values

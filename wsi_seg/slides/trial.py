@@ -121,6 +121,12 @@ def _helper() -> _Helper:
     return _kept[1]
 
 
+def get_ready() -> None:
+    """Start this process's helper, which takes about a second, so that it is there when it is wanted."""
+    with _lock:
+        _helper()
+
+
 def helper_id() -> int | None:
     """Return the process id of this process's helper, None where it has none."""
     return _kept[1].pid if _kept is not None and _kept[0] == os.getpid() and _kept[1].alive else None

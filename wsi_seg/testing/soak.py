@@ -265,7 +265,7 @@ class Kills:
     """What came of many kills of one slide's run.
 
     at: how many hit it at its plan, at its blocks, at its outputs, or after these. rounds: how often it was done from
-    nothing to its end. lost_s: for each kill at the blocks, seconds since the older of the two in work was begun.
+    nothing to its end. lost_s: for each kill at the blocks, seconds since the older of the two in work was begun with.
     redone: blocks that were done again although they had been kept. different: rounds that gave other bytes.
     """
 
@@ -295,19 +295,21 @@ def kill_often(
     while tally.at.total() < kills:
         out = folder / str(tally.rounds)
         kept: Kept = {}
+        killed_s = 0.0
         with command(out) as run:
             run.start()
-            while await_begin(run, out, slide) and run.code(dice.uniform(0, work_s)) is None:
-                if tally.at.total() == kills:
+            while await_begin(run, out, slide):
+                begun_s = time.time()
+                if run.code(dice.uniform(0, work_s)) is not None or tally.at.total() == kills:
                     break
-                now = time.time()
+                killed_s = time.time()
                 run.kill()
-                kept = _note(tally, _State(out, slide), kept, now)
+                kept = _note(tally, _State(out, slide), kept, begun_s, killed_s)
                 run.start()
             code = run.code(None)
         tally.rounds += 1
         tally.different += code != 0 or digest_of(out) != expected
-        tally.redone += max(0, len(kept) - _State(out, slide).resumed)
+        tally.redone += max(0, len(kept) - _State(out, slide).resumed_after(killed_s))
         shutil.rmtree(out)
     return tally
 
@@ -333,14 +335,18 @@ class _State:
         stats = {path.name: path.stat() for path in (self.work / "blocks").glob("[!.]*.block")}
         return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
-    @property
-    def resumed(self) -> int:
-        """How many blocks were done before the run that came to the end began."""
-        return int(json.loads(self.record.read_text())["counts"]["blocks_resumed"])
+    def resumed_after(self, killed_s: float) -> int:
+        """Return how many blocks were done before the last run began.
+
+        That are all of them where a worker of the killed run, which it outlived, wrote the outputs meanwhile.
+        """
+        record = json.loads(self.record.read_text())
+        begun_s = self.record.stat().st_mtime - record["seconds"]["wall"]
+        return int(record["counts"]["blocks" if begun_s < killed_s else "blocks_resumed"])
 
 
-def _note(tally: Kills, state: _State, kept: Kept, now: float) -> Kept:
-    """Count a kill; return what is kept now."""
+def _note(tally: Kills, state: _State, kept: Kept, begun_s: float, killed_s: float) -> Kept:
+    """Count the kill of a run that began at the slide at `begun_s`; return what is kept now."""
     if state.record.exists():
         tally.at["the end"] += 1
         return kept
@@ -352,6 +358,5 @@ def _note(tally: Kills, state: _State, kept: Kept, now: float) -> Kept:
         tally.at["the outputs"] += 1
     else:
         tally.at["the blocks"] += 1
-        begun_s = plan.stat().st_mtime
-        tally.lost_s.append(now - sorted([begun_s, begun_s, *(at / 1e9 for _, at in blocks.values())])[-2])
+        tally.lost_s.append(killed_s - sorted([begun_s, begun_s, *(at / 1e9 for _, at in blocks.values())])[-2])
     return blocks
