@@ -19,6 +19,7 @@ FLOORS = (
     {"architectures"},
     {"records", "bundles", "ngff", "outlines", "dataset", "splits", "sheet"},
     {"nets", "annotations", "stain", "volume_dataset"},
+    {"backends"},
     {"slides", "tissue", "tiling", "inference", "instances", "measure", "export", "demo", "prepare"},
     {"volumes"},
     {"engine"},
