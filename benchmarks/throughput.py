@@ -50,7 +50,7 @@ def limit(slide: Path) -> dict[str, Any]:
     from wsi_seg.config import RunSettings
     from wsi_seg.engine.planning import plan_opened
     from wsi_seg.geometry import cell_box
-    from wsi_seg.inference import read_tile
+    from wsi_seg.inference import read_tiles
     from wsi_seg.slides import open_slide
     from wsi_seg.slides.inputs import SlideSource
 
@@ -58,9 +58,9 @@ def limit(slide: Path) -> dict[str, Any]:
     with open_slide(str(slide)) as opened:
         plane, plan = plan_opened(opened, SlideSource(str(slide), slide.stem), network.spec, RunSettings(block_px=2048))
         cells = [(int(row), int(column)) for row, column in np.argwhere(plan.active_tiles)]
-        tiles = [read_tile(plane.array, *cell, network.spec) for cell in cells]
+        tiles = [read_tiles(plane.array, [cell], network.spec) for cell in cells]
     cores = [cell_box(*cell, network.spec.step_px).clipped(plane.box_mp) for cell in cells]
-    ready = [network.prepared(tile[None]) for tile in tiles]
+    ready = [network.prepared(tile) for tile in tiles]
     with ThreadPoolExecutor(network.lanes) as lanes:
         list(lanes.map(network.forward, ready[: network.lanes]))
         begin = time.perf_counter()

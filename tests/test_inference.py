@@ -15,7 +15,7 @@ import pytest
 from wsi_seg.backends import BackendChoice, Network, load_onto
 from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.geometry import Box
-from wsi_seg.inference import MapSource, TileKey, WindowMaps, read_tile
+from wsi_seg.inference import MapSource, TileKey, WindowMaps, read_tiles
 from wsi_seg.stopwatch import Stopwatch
 
 RGB = npt.NDArray[np.uint8]
@@ -104,7 +104,7 @@ def test_the_maps_are_those_of_each_tile_alone_without_its_margin(network: Netwo
     assert np.array_equal(seen.rgb, pixels)
     assert len(np.unique(seen.probability)) > 100
     for row, column in ((0, 0), (2, 3), (5, 6)):
-        alone = network(read_tile(plane, row, column, network.spec)[None], Stopwatch())[0, :, 16:80, 16:80]
+        alone = network(read_tiles(plane, [(row, column)], network.spec), Stopwatch())[0, :, 16:80, 16:80]
         place = np.s_[row * STEP : (row + 1) * STEP, column * STEP : (column + 1) * STEP]
         shape = seen.probability[place].shape
         check_same(network, seen.probability[place], alone[0, : shape[0], : shape[1]])
@@ -257,7 +257,7 @@ def test_too_little_memory_halves_the_batch_from_then_on(network: Network, pixel
 
 def test_margins_are_mirrored_at_the_border_of_the_plane(network: Network, pixels: RGB) -> None:
     plane = da.from_array(pixels)
-    first, last = read_tile(plane, 0, 0, network.spec), read_tile(plane, 5, 6, network.spec)
+    first, last = read_tiles(plane, [(0, 0), (5, 6)], network.spec)
     assert np.array_equal(first[16:, 16:], pixels[:80, :80])
     assert np.array_equal(first[:16, 16:], pixels[:16, :80][::-1])
     assert np.array_equal(first[:16, :16], pixels[:16, :16][::-1, ::-1])
@@ -270,7 +270,7 @@ def test_margins_are_mirrored_at_the_border_of_the_plane(network: Network, pixel
 
 def test_a_plane_much_smaller_than_a_tile_is_mirrored_again_and_again(network: Network) -> None:
     tiny = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    tile = read_tile(da.from_array(tiny), 0, 0, network.spec)
+    (tile,) = read_tiles(da.from_array(tiny), [(0, 0)], network.spec)
     assert np.array_equal(tile[16:18, 16:19], tiny)
     assert np.array_equal(tile[18:20, 16:19], tiny[::-1])
     assert np.array_equal(tile[20:22, 16:19], tiny)

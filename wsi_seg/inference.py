@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
@@ -158,7 +159,7 @@ class MapSource:
     ) -> list[TileMaps]:
         spec = self.network.spec
         with watch("read"):
-            tiles_rgb = np.stack([read_tile(plane, key.row, key.column, spec) for key in keys])
+            tiles_rgb = read_tiles(plane, [(key.row, key.column) for key in keys], spec)
         seen_rgb, normalised = tiles_rgb, [False] * len(keys)
         if stain is not None:
             with watch("stain"):
@@ -220,14 +221,21 @@ def normalise(tiles_rgb: UInt8Array, stain: StainMap) -> tuple[UInt8Array, list[
     return np.stack(seen_rgb), chosen
 
 
-def read_tile(plane: da.Array, row: int, column: int, spec: ModelSpec) -> UInt8Array:
-    """Return one tile of the grid with its margins, (T, T, 3) uint8; beyond the plane it is mirrored."""
-    tile_mp = cell_box(row, column, spec.step_px).grown(spec.margin_px)
-    inside_mp = tile_mp.clipped(Box(0, 0, plane.shape[1], plane.shape[0]))
-    pixels: UInt8Array = plane[inside_mp.y0 : inside_mp.y1, inside_mp.x0 : inside_mp.x1].compute(scheduler="threads")
-    padding = (
-        (inside_mp.y0 - tile_mp.y0, tile_mp.y1 - inside_mp.y1),
-        (inside_mp.x0 - tile_mp.x0, tile_mp.x1 - inside_mp.x1),
-        (0, 0),
-    )
-    return np.pad(pixels, padding, mode="symmetric") if any(map(any, padding)) else np.ascontiguousarray(pixels)
+def read_tiles(plane: da.Array, cells: Sequence[tuple[int, int]], spec: ModelSpec) -> UInt8Array:
+    """Return tiles (row, column) of the grid with margins, (N, T, T, 3) uint8; beyond the plane it is mirrored."""
+    whole_mp = Box(0, 0, plane.shape[1], plane.shape[0])
+    tiles_mp = [cell_box(row, column, spec.step_px).grown(spec.margin_px) for row, column in cells]
+    inside_mp = [tile_mp.clipped(whole_mp) for tile_mp in tiles_mp]
+    parts = [plane[box_mp.y0 : box_mp.y1, box_mp.x0 : box_mp.x1] for box_mp in inside_mp]
+    pixels = dask.compute(*parts, scheduler="threads")  # type: ignore[attr-defined, no-untyped-call]
+    tiles = np.empty((len(cells), spec.tile_px, spec.tile_px, 3), np.uint8)
+    for tile, tile_mp, box_mp, part in zip(tiles, tiles_mp, inside_mp, pixels, strict=True):
+        tile[...] = part if box_mp == tile_mp else _mirrored(part, tile_mp, box_mp)
+    return tiles
+
+
+def _mirrored(pixels: UInt8Array, wanted_mp: Box, given_mp: Box) -> UInt8Array:
+    """Return `wanted_mp`, of which `pixels` are the part `given_mp`."""
+    rows = given_mp.y0 - wanted_mp.y0, wanted_mp.y1 - given_mp.y1
+    columns = given_mp.x0 - wanted_mp.x0, wanted_mp.x1 - given_mp.x1
+    return np.pad(pixels, (rows, columns, (0, 0)), mode="symmetric")

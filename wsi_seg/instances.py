@@ -62,6 +62,32 @@ def separate(
     return Instances(labels, anchors + corner, boxes + np.tile(corner, 2), area, rings, offsets)
 
 
+def renumber(labels: npt.NDArray[np.int32], count: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """Number those of the labels 1..count that occur from 1 on, in the same order; also return which do, (count,)."""
+    numbers: npt.NDArray[np.int32]
+    renumbered, numbers = _renumber(labels, count)
+    return renumbered, numbers[1:] > 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _renumber(labels, count):
+    numbers = np.zeros(count + 1, np.int32)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            numbers[labels[y, x]] = 1
+    numbers[0] = 0
+    present = 0
+    for k in range(1, count + 1):
+        if numbers[k]:
+            present += 1
+            numbers[k] = present
+    out = np.empty(labels.shape, np.int32)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            out[y, x] = numbers[labels[y, x]]
+    return out, numbers
+
+
 @numba.njit(nogil=True, cache=True)
 def _smooth(distance):
     """Binomial 5 x 5 filter (sigma 1), exact: (H, W) uint8 -> (H, W) uint16, 1.0 is FULL_SCALE; zeros outside."""
@@ -96,28 +122,28 @@ def _find_seeds(height, foreground, thresholds, seed_limit, x0, y0):
     rows, columns = height.shape
     labels = np.zeros((rows, columns), np.int32)
     anchors = [(0, 0) for _ in range(0)]
-    stack = np.empty(rows * columns, np.int64)
+    pixels = np.empty((rows * columns, 2), np.int32)
     levels = len(thresholds)
     undecided = 0  # label of pixels still to be looked at on this level; -k - 10 on the later ones
     for level in range(levels + 1):
         threshold = thresholds[min(level, levels - 1)]
         too_wide = False
-        for start in range(rows * columns):
-            y, x = start // columns, start % columns
-            if labels[y, x] != undecided or height[y, x] <= threshold or not foreground[y, x]:
-                continue
-            cell = -1 if level < levels else ((y + y0) // seed_limit) * 1000003 + (x + x0) // seed_limit
-            count, width, top = _flood(
-                height, foreground, labels, stack, start, threshold, undecided, cell, seed_limit, x0, y0
-            )
-            if width <= seed_limit:
-                anchors.append((top % columns, top // columns))
-                mark = len(anchors)
-            else:
-                mark = -level - 10
-                too_wide = True
-            for k in range(count):
-                labels[stack[k] // columns, stack[k] % columns] = mark
+        for y in range(rows):
+            for x in range(columns):
+                if height[y, x] <= threshold or not foreground[y, x] or labels[y, x] != undecided:
+                    continue
+                cell = -1 if level < levels else ((y + y0) // seed_limit) * 1000003 + (x + x0) // seed_limit
+                count, width, anchor = _flood(
+                    height, foreground, labels, pixels, y, x, threshold, undecided, cell, seed_limit, x0, y0
+                )
+                if width <= seed_limit:
+                    anchors.append(anchor)
+                    mark = len(anchors)
+                else:
+                    mark = -level - 10
+                    too_wide = True
+                for k in range(count):
+                    labels[pixels[k, 0], pixels[k, 1]] = mark
         if not too_wide:
             break
         undecided = -level - 10
@@ -125,36 +151,34 @@ def _find_seeds(height, foreground, thresholds, seed_limit, x0, y0):
     for k in range(len(anchors)):
         out[k, 0] = anchors[k][0]
         out[k, 1] = anchors[k][1]
-    for start in range(rows * columns):
-        y, x = start // columns, start % columns
-        if labels[y, x] < 0:
-            labels[y, x] = 0
+    if level > 0:  # else no seed was too wide
+        for y in range(rows):
+            for x in range(columns):
+                labels[y, x] = max(0, labels[y, x])
     return labels, out
 
 
 @numba.njit(nogil=True, cache=True)
-def _flood(height, foreground, labels, stack, start, threshold, undecided, cell, cell_size, x0, y0):
-    """Collect the 8-connected component of `start` into `stack`; return its size, its width and its highest pixel.
+def _flood(height, foreground, labels, pixels, first_y, first_x, threshold, undecided, cell, cell_size, x0, y0):
+    """Collect an 8-connected component's (y, x) in `pixels`; return its size, its width and its highest pixel (x, y).
 
-    cell: -1, or the grid cell that the component may not leave.
+    cell: -1, or the grid cell that the component may not leave. Of the highest pixels the first, row by row, counts.
     """
     rows, columns = labels.shape
-    low_x = high_x = start % columns
-    low_y = high_y = start // columns
-    top = start
-    stack[0] = start
-    labels[low_y, low_x] = NOTHING
+    low_x = high_x = top_x = first_x
+    low_y = high_y = top_y = first_y
+    pixels[0, 0], pixels[0, 1] = first_y, first_x
+    labels[first_y, first_x] = NOTHING
     count = 1
     done = 0
     while done < count:
-        here = stack[done]
+        y, x = int(pixels[done, 0]), int(pixels[done, 1])
         done += 1
-        y, x = here // columns, here % columns
         low_x, high_x = min(low_x, x), max(high_x, x)
         low_y, high_y = min(low_y, y), max(high_y, y)
-        difference = np.int64(height[y, x]) - np.int64(height[top // columns, top % columns])
-        if difference > 0 or (difference == 0 and here < top):
-            top = here
+        difference = np.int64(height[y, x]) - np.int64(height[top_y, top_x])
+        if difference > 0 or (difference == 0 and (y < top_y or (y == top_y and x < top_x))):
+            top_y, top_x = y, x
         for ny in range(max(0, y - 1), min(rows, y + 2)):
             for nx in range(max(0, x - 1), min(columns, x + 2)):
                 if labels[ny, nx] != undecided or height[ny, nx] <= threshold or not foreground[ny, nx]:
@@ -162,9 +186,9 @@ def _flood(height, foreground, labels, stack, start, threshold, undecided, cell,
                 if cell != -1 and ((ny + y0) // cell_size) * 1000003 + (nx + x0) // cell_size != cell:
                     continue
                 labels[ny, nx] = NOTHING
-                stack[count] = ny * columns + nx
+                pixels[count, 0], pixels[count, 1] = ny, nx
                 count += 1
-    return count, max(high_x - low_x, high_y - low_y) + 1, top
+    return count, max(high_x - low_x, high_y - low_y) + 1, (top_x, top_y)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -172,53 +196,51 @@ def _climb(height, foreground, labels, threshold, limit):
     """Give each foreground pixel the label of the seed it climbs to, in place; NOTHING where it reaches none."""
     rows, columns = labels.shape
     length = np.zeros((rows, columns), np.uint8)  # of the way to the seed
-    path = np.empty(rows * columns, np.int64)
+    path = np.empty((rows * columns, 2), np.int32)
     step = np.empty(rows * columns, np.uint8)
-    for start in range(rows * columns):
-        if labels[start // columns, start % columns] != 0 or not foreground[start // columns, start % columns]:
-            continue
-        count = 0
-        here = start
-        label = np.int32(NOTHING)
-        gone = 0
-        while True:
-            y, x = here // columns, here % columns
-            path[count] = here
-            higher, far = _higher_neighbour(height, foreground, y, x, 1)
-            if higher < 0 and height[y, x] <= threshold:
-                higher, far = _higher_neighbour(height, foreground, y, x, JUMP)
-            step[count] = far
-            count += 1
-            if higher < 0:
-                break
-            here = higher
-            label = labels[here // columns, here % columns]
-            if label != 0:
-                gone = length[here // columns, here % columns]
-                break
+    for first_y in range(rows):
+        for first_x in range(columns):
+            if not foreground[first_y, first_x] or labels[first_y, first_x] != 0:
+                continue
+            y, x = first_y, first_x
+            count = 0
             label = np.int32(NOTHING)
-        for k in range(count - 1, -1, -1):
-            gone = min(255, gone + step[k])
-            if gone > limit:
+            gone = 0
+            while True:
+                path[count, 0], path[count, 1] = y, x
+                higher_y, higher_x, far = _higher_neighbour(height, foreground, y, x, 1)
+                if far == 0 and height[y, x] <= threshold:
+                    higher_y, higher_x, far = _higher_neighbour(height, foreground, y, x, JUMP)
+                step[count] = far
+                count += 1
+                if far == 0:
+                    break
+                y, x = higher_y, higher_x
+                label = labels[y, x]
+                if label != 0:
+                    gone = length[y, x]
+                    break
                 label = np.int32(NOTHING)
-            labels[path[k] // columns, path[k] % columns] = label
-            length[path[k] // columns, path[k] % columns] = gone
+            for k in range(count - 1, -1, -1):
+                gone = min(255, gone + step[k])
+                if gone > limit:
+                    label = np.int32(NOTHING)
+                labels[path[k, 0], path[k, 1]] = label
+                length[path[k, 0], path[k, 1]] = gone
 
 
 @numba.njit(nogil=True, cache=True)
 def _higher_neighbour(height, foreground, y, x, reach):
-    """Return the highest foreground pixel within `reach` that is higher than (y, x), and how far it is; -1 if none."""
+    """Return (y, x) of the highest foreground pixel within `reach` above (y, x), and how far it is, 0 if none."""
     rows, columns = height.shape
     best = height[y, x]
-    found = -1
-    far = 0
+    best_y, best_x = y, x
     for ny in range(max(0, y - reach), min(rows, y + reach + 1)):
         for nx in range(max(0, x - reach), min(columns, x + reach + 1)):
             if height[ny, nx] > best and foreground[ny, nx]:
                 best = height[ny, nx]
-                found = ny * columns + nx
-                far = max(abs(ny - y), abs(nx - x))
-    return found, far
+                best_y, best_x = ny, nx
+    return best_y, best_x, max(abs(best_y - y), abs(best_x - x))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -232,17 +254,17 @@ def _keep_connected(labels, anchors, min_area):
     boxes = np.empty((len(anchors), 4), np.int64)
     area = np.empty(len(anchors), np.int64)
     kept = np.empty_like(anchors)
-    stack = np.empty(rows * columns, np.int64)
+    pixels = np.empty((rows * columns, 2), np.int32)
     number = 0
     for k in range(len(anchors)):
         x, y = anchors[k, 0], anchors[k, 1]
         low_x = high_x = x
         low_y = high_y = y
         out[y, x] = number + 1
-        stack[0] = y * columns + x
+        pixels[0, 0], pixels[0, 1] = y, x
         count, done = 1, 0
         while done < count:
-            y, x = stack[done] // columns, stack[done] % columns
+            y, x = int(pixels[done, 0]), int(pixels[done, 1])
             done += 1
             low_x, high_x = min(low_x, x), max(high_x, x)
             low_y, high_y = min(low_y, y), max(high_y, y)
@@ -251,11 +273,11 @@ def _keep_connected(labels, anchors, min_area):
                 nx = x + (1, -1, 0, 0)[side]
                 if 0 <= ny < rows and 0 <= nx < columns and labels[ny, nx] == k + 1 and out[ny, nx] == 0:
                     out[ny, nx] = number + 1
-                    stack[count] = ny * columns + nx
+                    pixels[count, 0], pixels[count, 1] = ny, nx
                     count += 1
         if count < min_area:
             for i in range(count):
-                out[stack[i] // columns, stack[i] % columns] = 0
+                out[pixels[i, 0], pixels[i, 1]] = 0
             continue
         boxes[number, 0], boxes[number, 1] = low_x, low_y
         boxes[number, 2], boxes[number, 3] = high_x + 1, high_y + 1

@@ -21,7 +21,7 @@ from wsi_seg.config import StainProfile
 from wsi_seg.engine.progress import Silent
 from wsi_seg.engine.staining import sample_places, slide_stain
 from wsi_seg.errors import ResumeError, UsageError
-from wsi_seg.inference import read_tile
+from wsi_seg.inference import read_tiles
 from wsi_seg.records import Commit, SlidePlan
 from wsi_seg.slides import open_slide
 from wsi_seg.stain.measuring import fit
@@ -96,7 +96,7 @@ def test_tiles_without_tissue_are_counted(normalised: Path, small_slide: Path, s
     with open_slide(str(small_slide)) as slide:
         plane = slide.plane(spec.mpp)
         glass = sum(
-            not has_tissue(read_tile(plane.array, row, column, spec))
+            not has_tissue(read_tiles(plane.array, [(row, column)], spec)[0])
             for row, column in plane.box_mp.cells(spec.step_px)
         )
     assert 0 < glass < 15

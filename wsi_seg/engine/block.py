@@ -12,7 +12,7 @@ from wsi_seg.engine.ledger import BlockData, Ledger
 from wsi_seg.engine.staining import count_own, map_of
 from wsi_seg.geometry import Box
 from wsi_seg.inference import MapSource
-from wsi_seg.instances import separate
+from wsi_seg.instances import renumber, separate
 from wsi_seg.measure import measure
 from wsi_seg.records import Block, Commit, Instances, SlidePlan
 from wsi_seg.stopwatch import Stopwatch
@@ -67,8 +67,5 @@ def _inside(points_mp: npt.NDArray[np.int64], box_mp: Box) -> npt.NDArray[np.boo
 def _core_labels(instances: Instances, block: Block) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Return the core's labels, renumbered to those that occur in it, and their anchors."""
     core = instances.labels[block.core_mp.slices_in(block.window_mp)]
-    present = np.zeros(len(instances.anchors_mp) + 1, np.bool_)
-    present[core] = True
-    present[0] = False
-    numbers = (np.cumsum(present) * present).astype(np.int32)
-    return numbers[core], instances.anchors_mp[present[1:]]
+    labels, present = renumber(core, len(instances.anchors_mp))
+    return labels, instances.anchors_mp[present]

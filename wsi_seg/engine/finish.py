@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -19,7 +19,7 @@ import pyarrow as pa
 from wsi_seg.config import LABEL_CHUNK_PX
 from wsi_seg.engine.contents import seal
 from wsi_seg.engine.gallery import Gallery
-from wsi_seg.engine.ledger import BlockData, Ledger
+from wsi_seg.engine.ledger import Ledger
 from wsi_seg.engine.staining import unnormalised_tiles
 from wsi_seg.errors import StorageError
 from wsi_seg.export.geojson import ROWS_PER_PART, GeoJsonWriter
@@ -30,6 +30,8 @@ from wsi_seg.geometry import Box, cell_box
 from wsi_seg.records import MEASURES, Block, Commit, SlidePlan, SlideResult, nuclei_schema
 from wsi_seg.stopwatch import Stopwatch
 from wsi_seg.tiling import z_order
+
+_REGIONS_AT_ONCE = 2  # one is read and numbered while the other is compressed
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Numbering:
         """Yield the nuclei of each block, in final order; only of blocks that touch `region_mp` where it is given."""
         for block in self.blocks:
             if region_mp is None or not block.core_mp.clipped(region_mp).empty:
-                yield _sorted(self._ledger.read(block.name).nuclei)
+                yield _sorted(self._ledger.nuclei(block.name))
 
     def find(self, anchors_mp: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
         """Return the final label and class of each (x, y) anchor; 0 where no block owns a nucleus there."""
@@ -128,7 +130,7 @@ class Numbering:
     def _read_labels_of(self, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
         if name not in self._first:
             return np.empty(0, np.int64), np.empty(0, np.uint32), np.empty(0, np.uint8)
-        nuclei = _sorted(self._ledger.read(name).nuclei)
+        nuclei = _sorted(self._ledger.nuclei(name))
         keys = _keys(nuclei.column("anchor_x_mp").to_numpy(), nuclei.column("anchor_y_mp").to_numpy())
         order = np.argsort(keys)
         labels = (self._first[name] + order).astype(np.uint32)
@@ -180,34 +182,45 @@ def rebatched(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 def _write_labels(plan: SlidePlan, numbering: Numbering, ledger: Ledger, path: Path, watch: Stopwatch) -> int:
     """Write the label image and the class mask; return how many pixels belong to a nucleus that no block owns (0)."""
-    with watch("labels"):
+    block_px = plan.settings.block_px
+    region_px = LabelWriter.region_px(block_px)
+    regions: dict[tuple[int, int], list[Block]] = {}
+    for block in plan.blocks:
+        cell = block.row * block_px // region_px, block.column * block_px // region_px
+        regions.setdefault(cell, []).append(block)
+
+    with watch("labels"), ThreadPoolExecutor(_REGIONS_AT_ONCE) as threads:
         writer = LabelWriter(path, plan.frame.plane_mp, plan.frame.mpp, plan.model.classes, plan.settings.zarr_format)
-        block_px = plan.settings.block_px
-        region_px = LabelWriter.region_px(block_px)
-        per_region = region_px // block_px
-        regions: dict[tuple[int, int], list[Block]] = {}
-        for block in plan.blocks:
-            regions.setdefault((block.row // per_region, block.column // per_region), []).append(block)
-        unmatched = 0
-        for cell, blocks in regions.items():
+
+        def write(cell: tuple[int, int]) -> int:
             region_mp = cell_box(*cell, region_px).clipped(plan.frame.plane_mp)
-            nuclei = np.zeros(region_mp.shape, np.uint32)
-            classes = np.zeros(region_mp.shape, np.uint8)
-            for block in blocks:
-                data = ledger.read(block.name)
-                where = block.core_mp.slices_in(region_mp)
-                nuclei[where], classes[where] = _final_labels(data, numbering)
-                unmatched += int(np.count_nonzero(data.labels)) - int(np.count_nonzero(nuclei[where]))
-            if nuclei.any():
-                writer.write(region_mp, nuclei, classes)
+            return _write_region(writer, region_mp, regions[cell], numbering, ledger)
+
+        unmatched = sum(threads.map(write, regions))
         writer.finish()
     return unmatched
 
 
-def _final_labels(data: BlockData, numbering: Numbering) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
-    labels, classes = numbering.find(data.anchors_mp)
-    background_l, background_c = np.zeros(1, np.uint32), np.zeros(1, np.uint8)
-    return np.concatenate([background_l, labels])[data.labels], np.concatenate([background_c, classes])[data.labels]
+def _write_region(
+    writer: LabelWriter, region_mp: Box, blocks: Sequence[Block], numbering: Numbering, ledger: Ledger
+) -> int:
+    """Write one region; return how many pixels belong to a nucleus that no block owns."""
+    nuclei = np.zeros(region_mp.shape, np.uint32)
+    classes = np.zeros(region_mp.shape, np.uint8)
+    unmatched = 0
+    for block in blocks:
+        labels, anchors_mp = ledger.labels(block.name)
+        final, classes_of = numbering.find(anchors_mp)
+        where = block.core_mp.slices_in(region_mp)
+        nuclei[where] = np.take(
+            np.append(np.uint32(0), final), labels, mode="clip"
+        )  # which, unlike others, copies once
+        classes[where] = np.take(np.append(np.uint8(0), classes_of), labels, mode="clip")
+        if not final.all():
+            unmatched += int(np.count_nonzero(labels)) - int(np.count_nonzero(nuclei[where]))
+    if nuclei.any():
+        writer.write(region_mp, nuclei, classes)
+    return unmatched
 
 
 def _record(

@@ -164,17 +164,18 @@ class Ledger:
         with storing(self.name, self.work), replacing(self._blocks / f"{block.name}{self._suffix}") as file:
             file.write(_pack(data))
 
-    def read(self, name: str) -> BlockData:
-        """Read a finished block back."""
+    def labels(self, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Read the labels of a finished block, and their anchors."""
         with self._reading(name) as archive:
             shape = tuple(json.loads(archive.read("shape.json")))
             raw = numcodecs.Blosc().decode(archive.read("labels.blosc"))
-            return BlockData(
-                labels=np.frombuffer(raw, np.int32).reshape(shape),
-                anchors_mp=np.load(io.BytesIO(archive.read("anchors.npy")), allow_pickle=False),
-                nuclei=pa.ipc.open_stream(archive.read("nuclei.arrow")).read_all(),
-                commit=Commit(**json.loads(archive.read("commit.json"))),
-            )
+            anchors_mp = np.load(io.BytesIO(archive.read("anchors.npy")), allow_pickle=False)
+            return np.frombuffer(raw, np.int32).reshape(shape), anchors_mp
+
+    def nuclei(self, name: str) -> pa.Table:
+        """Read the nuclei that a finished block owns."""
+        with self._reading(name) as archive:
+            return pa.ipc.open_stream(archive.read("nuclei.arrow")).read_all()
 
     def commits(self) -> list[Commit]:
         """Return the records of the finished blocks."""

@@ -24,6 +24,7 @@ from wsi_seg.tissue import find_tissue
 log = logging.getLogger("wsi_seg")
 
 TISSUE_UM_PER_PX = 8.0
+_READ_PX = 16384  # side of chunks: few tiles of the network cross their borders, and each is one read
 MOST_TISSUE_PX = 12_000_000  # of that picture: above 110,000 x 110,000 px at 0.25 um it is coarser
 
 
@@ -67,7 +68,7 @@ def reopen(plan: SlidePlan) -> tuple[Slide, Plane]:
     """Open a planned slide again, at the model's resolution."""
     with collected_warnings():
         slide = open_slide(plan.path, mpp=plan.mpp_given)
-        return slide, slide.plane(plan.model.mpp, allow_upsampling=plan.settings.allow_upsampling)
+        return slide, slide.plane(plan.model.mpp, allow_upsampling=plan.settings.allow_upsampling, chunk=_READ_PX)
 
 
 def slide_tissue(slide: Slide, settings: RunSettings) -> npt.NDArray[np.bool_]:

@@ -14,7 +14,7 @@ _SHIFT_2 = WEIGHT_BITS + BETWEEN_BITS
 _HALF_2 = 1 << (_SHIFT_2 - 1)
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def along_rows(
     source: npt.NDArray[np.uint8], columns: npt.NDArray[np.intp], weights: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.int16]:
@@ -36,7 +36,7 @@ def along_rows(
     return out
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def along_columns(
     between: npt.NDArray[np.int16], rows: npt.NDArray[np.intp], weights: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.uint8]:

@@ -160,8 +160,11 @@ class Slide(ABC):
         """Return one level, (Y, X, 3) uint8, lazy; only what is asked for is read."""
         return _lazy(LazyLevel(self, index), self._chunks(index))
 
-    def plane(self, mpp: float, *, allow_upsampling: bool = False) -> Plane:
+    def plane(self, mpp: float, *, allow_upsampling: bool = False, chunk: int | None = None) -> Plane:
         """Return the slide at `mpp` micrometres per pixel.
+
+        chunk: side of the array's chunks; without it they are whole tiles of the file, near 1024 px. A part of a chunk
+        is read alone, so large ones suit small windows, each of which is then one read or few.
 
         A level within 3 % is taken as it is; otherwise the nearest finer level is averaged over each pixel's area.
         A slide up to 2.2 times too coarse is enlarged with a warning, beyond that only if `allow_upsampling`.
@@ -171,12 +174,13 @@ class Slide(ABC):
         own = self.require_mpp()
         near = min(range(len(self.level_downsamples)), key=lambda i: abs(math.log(self._level_mpp(i) / mpp)))
         if abs(self._level_mpp(near) - mpp) <= LEVEL_TOLERANCE * mpp:
-            return Plane(self.level(near), self._level_mpp(near), self.level_downsamples[near])
+            array = self.level(near) if chunk is None else _lazy(LazyLevel(self, near), (chunk, chunk))
+            return Plane(array, self._level_mpp(near), self.level_downsamples[near])
         if own > mpp:
             self._check_enlargement(own, mpp, allow_upsampling)
         view = self._resampled(mpp / own)
         check_area(self.path, view.shape[1], view.shape[0])
-        edge = max(128, min(CHUNK, 1 << int(math.log2(2.5 * CHUNK / max(view.step, 1.0)))))
+        edge = chunk or max(128, min(CHUNK, 1 << int(math.log2(2.5 * CHUNK / max(view.step, 1.0)))))
         return Plane(_lazy(view, (edge, edge)), float(mpp), mpp / own)
 
     def thumbnail(self, *, mpp: float | None = None, max_size: int | None = None) -> tuple[RGB, float]:
