@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import dask.array as da
@@ -66,6 +66,14 @@ class Counting:
         self.seen: Counter[bytes] = Counter()
         self.batches: list[int] = []
         self._network, self._hold = network, hold
+
+    def submit(self, tiles_rgb: RGB, watch: Stopwatch) -> Future[RGB]:
+        future = Future[RGB]()
+        try:
+            future.set_result(self(tiles_rgb, watch))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
     def __call__(self, tiles_rgb: RGB, watch: Stopwatch) -> RGB:
         if self._hold is not None:

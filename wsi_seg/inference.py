@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,8 +26,6 @@ from wsi_seg.stain.transform import StainMap, has_tissue
 from wsi_seg.stopwatch import Stopwatch
 
 log = logging.getLogger("wsi_seg")
-
-_LEAST_THREADS = 2  # one reads while the other computes
 
 
 class TileKey(NamedTuple):
@@ -70,6 +68,16 @@ class WindowMaps:
     unnormalised: tuple[TileKey, ...]
 
 
+class _Batch(NamedTuple):
+    """Tiles (N, T, T, 3) on their way through the network, as they are on the slide and as the network sees them."""
+
+    keys: list[TileKey]
+    tiles_rgb: UInt8Array
+    seen_rgb: UInt8Array
+    normalised: list[bool]
+    maps: Future[UInt8Array]
+
+
 class MapSource:
     """Maps of any window of a slide. A tile is computed once and kept while memory allows.
 
@@ -80,7 +88,6 @@ class MapSource:
         self.network = network
         self.batch_size = batch_size
         self.cache_bytes = cache_bytes
-        self._threads = ThreadPoolExecutor(max(_LEAST_THREADS, network.lanes), thread_name_prefix="wsi_seg tiles")
         self._lock = threading.Lock()
         self._tiles: OrderedDict[TileKey, Future[TileMaps]] = OrderedDict()
 
@@ -146,40 +153,48 @@ class MapSource:
         self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None
     ) -> Iterator[tuple[TileKey, TileMaps]]:
         """Yield tiles in turn; as many batches are in work at once as the network has lanes."""
-        waiting, running = deque(keys), deque[tuple[list[TileKey], Future[list[TileMaps]]]]()
+        waiting, running = deque(keys), deque[_Batch]()
         while waiting or running:
             while waiting and len(running) < self.network.lanes:
                 batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
-                running.append((batch, self._threads.submit(self._compute, batch, plane, watch, stain)))
-            batch, tiles = running.popleft()
-            yield from zip(batch, tiles.result(), strict=True)
+                running.append(self._begin(batch, plane, watch, stain))
+            yield from self._concluded(running.popleft(), watch)
 
-    def _compute(
-        self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None
-    ) -> list[TileMaps]:
-        spec = self.network.spec
+    def _begin(self, keys: list[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None) -> _Batch:
+        """Read tiles and hand them to the network."""
         with watch("read"):
-            tiles_rgb = read_tiles(plane, [(key.row, key.column) for key in keys], spec)
+            tiles_rgb = read_tiles(plane, [(key.row, key.column) for key in keys], self.network.spec)
         seen_rgb, normalised = tiles_rgb, [False] * len(keys)
         if stain is not None:
             with watch("stain"):
                 seen_rgb, normalised = normalise(tiles_rgb, stain)
-        inner = slice(spec.margin_px, spec.tile_px - spec.margin_px)
-        maps = self._forward(seen_rgb, watch)[:, :, inner, inner]
-        kept = zip(maps, tiles_rgb[:, inner, inner], normalised, strict=True)
-        return [TileMaps(_apart(m), _apart(rgb), done) for m, rgb, done in kept]
+        return _Batch(keys, tiles_rgb, seen_rgb, normalised, self.network.submit(seen_rgb, watch))
 
-    def _forward(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
-        """Forward a batch; where the device has too little memory for it, in halves, now and from then on."""
+    def _concluded(self, batch: _Batch, watch: Stopwatch) -> Iterator[tuple[TileKey, TileMaps]]:
+        """Wait for the network; yield what is kept of each tile."""
+        spec = self.network.spec
+        inner = slice(spec.margin_px, spec.tile_px - spec.margin_px)
         try:
-            return self.network(tiles_rgb, watch)
+            maps = batch.maps.result()
         except self.network.too_large:
-            half = len(tiles_rgb) // 2
-            if not half:
-                raise
-            log.warning("the device's memory is too small for %d tiles at once; going on with %d", 2 * half, half)
-            self.batch_size = min(self.batch_size, half)
-        return np.concatenate([self._forward(part, watch) for part in (tiles_rgb[:half], tiles_rgb[half:])])
+            maps = self._in_halves(batch.seen_rgb, watch)
+        for key, own_maps, rgb, done in zip(batch.keys, maps, batch.tiles_rgb, batch.normalised, strict=True):
+            yield key, TileMaps(_apart(own_maps[:, inner, inner]), _apart(rgb[inner, inner]), done)
+
+    def _in_halves(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
+        """Forward a batch for which the device has too little memory in halves, now and from then on."""
+        half = len(tiles_rgb) // 2
+        if not half:
+            return self.network(tiles_rgb, watch)
+        log.warning("the device's memory is too small for %d tiles at once; going on with %d", 2 * half, half)
+        self.batch_size = min(self.batch_size, half)
+        parts = []
+        for part in (tiles_rgb[:half], tiles_rgb[half:]):
+            try:
+                parts.append(self.network(part, watch))
+            except self.network.too_large:
+                parts.append(self._in_halves(part, watch))
+        return np.concatenate(parts)
 
     def _give_up(self, mine: Mapping[TileKey, Future[TileMaps]], error: BaseException) -> None:
         """Let those who wait for these tiles fail too, and the next who asks try anew.

@@ -111,7 +111,7 @@ def test_a_disk_that_stays_away_is_the_slides_error(
 def test_a_defect_is_told_with_the_file_to_report(
     phantoms: Path, stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TorchNetwork, "__call__", lambda *_: 1 // 0)
+    monkeypatch.setattr(TorchNetwork, "submit", lambda *_: 1 // 0)
     (result,) = run(phantoms / "a.tiff", stub, tmp_path, executor="local")
     assert (result.status, result.kind) == ("failed", "defect")
     assert f"please report it with {result.details}" in result.reason
@@ -126,7 +126,7 @@ def test_a_failing_device_ends_a_local_run(
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(TorchNetwork, "__call__", fail)
+    monkeypatch.setattr(TorchNetwork, "submit", fail)
     with pytest.raises(WsiSegError, match=r"device failed .*run the same command again"):
         run(phantoms, stub, tmp_path, executor="local")
     assert not list(tmp_path.rglob("failure.json"))

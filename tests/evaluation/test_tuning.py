@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -83,13 +84,13 @@ def test_what_is_best_already_stays(items: list[Item], bundle: Path, monkeypatch
 def test_each_tile_is_forwarded_once(items: list[Item], bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(bundle, "cpu", "torch")
     forwards: list[int] = []
-    call = TorchNetwork.__call__
+    submit = TorchNetwork.submit
 
-    def counted(self: TorchNetwork, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
+    def counted(self: TorchNetwork, tiles: UInt8Array, watch: Stopwatch) -> Future[UInt8Array]:
         forwards.append(len(tiles))
-        return call(self, tiles, watch)
+        return submit(self, tiles, watch)
 
-    monkeypatch.setattr(TorchNetwork, "__call__", counted)
+    monkeypatch.setattr(TorchNetwork, "submit", counted)
     told: list[Trial] = []
     tune(model, items, "pq", told.append)
     assert len(told) > 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from concurrent.futures import Future
 from typing import Literal
 
 from wsi_seg.config import ModelSpec
@@ -19,8 +20,8 @@ BackendChoice = Literal["auto", "torch", "openvino"]
 class Network(ABC):
     """A model on its device: batches of pixels in, maps out. What it gives does not depend on batch and lane.
 
-    lanes: how many calls are computed at once; others wait. threads: how many compute.
-    too_large: what a call raises where the device has too little memory for its batch.
+    lanes: how many batches are computed at once; others wait. threads: how many compute.
+    too_large: what is raised where the device has too little memory for its batch.
     """
 
     spec: ModelSpec
@@ -31,13 +32,17 @@ class Network(ABC):
     threads: int = 1
     too_large: tuple[type[BaseException], ...] = ()
 
-    @abstractmethod
     def __call__(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
         """(N, T, T, 3) uint8 RGB -> (N, maps, T, T) uint8, see `nets.heads`; `watch` gets the seconds of "forward".
 
         Of networks over volumes (N, 1, Z, T, T) uint8 grey -> (N, maps, Z, T, T); the first of the preprocessing's
         numbers are those of grey.
         """
+        return self.submit(tiles, watch).result()
+
+    @abstractmethod
+    def submit(self, tiles: UInt8Array, watch: Stopwatch) -> Future[UInt8Array]:
+        """Return at once; the maps come when a lane has computed them."""
 
     @abstractmethod
     def layer_bytes(self) -> int:

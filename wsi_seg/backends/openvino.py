@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 import numpy as np
@@ -45,6 +46,7 @@ class OpenVinoNetwork(Network):
         how = {"NUM_STREAMS": self.lanes, "INFERENCE_NUM_THREADS": self.lanes, "ENABLE_CPU_PINNING": False}
         self._model = ov.Core().compile_model(model, "CPU", how)
         self.precision = _PRECISIONS[self._model.get_property("INFERENCE_PRECISION_HINT").to_string()]
+        self._lanes = ThreadPoolExecutor(self.lanes, thread_name_prefix="wsi_seg network")
         self._own = threading.local()
         scale = spec.preprocessing
         self._mean, self._std = (np.array(values, np.float32)[:, None, None] for values in (scale.mean, scale.std))
@@ -54,7 +56,10 @@ class OpenVinoNetwork(Network):
         """Load a bundle; ModelError where OpenVINO cannot take it."""
         return cls(bundle.spec, ov.Core().read_model(converted(bundle)), bound)
 
-    def __call__(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
+    def submit(self, tiles: UInt8Array, watch: Stopwatch) -> Future[UInt8Array]:
+        return self._lanes.submit(self._maps_of, tiles, watch)
+
+    def _maps_of(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
         with watch("forward"):
             return self.forward(self.prepared(tiles))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 import numpy as np
@@ -36,8 +36,7 @@ class TorchNetwork(Network):
 
     network: in eval mode, float32; its weights are moved to the device.
 
-    Calls from several threads take turns in one thread of the network's own: each thread that computes would have
-    OpenMP threads and scratch memory to itself.
+    It computes in a thread of its own: each that computes would have OpenMP threads and scratch memory to itself.
     """
 
     backend: Backend = "torch"
@@ -46,7 +45,7 @@ class TorchNetwork(Network):
     def __init__(self, spec: ModelSpec, network: nn.Module, device: Device, precision: Precision) -> None:
         self.spec, self.device, self.precision = spec, device, precision
         self.threads = torch.get_num_threads()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="wsi_seg network")
+        self._lane = ThreadPoolExecutor(1, thread_name_prefix="wsi_seg network")
         self._device = torch.device(device)
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
         self._planar = dimensions_of(spec.architecture) == 2
@@ -66,8 +65,8 @@ class TorchNetwork(Network):
         """Load a bundle's weights; ModelError where they are not what model.yaml says."""
         return cls(bundle.spec, load_network(bundle), device, choose_precision(device))
 
-    def __call__(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
-        return self._thread.submit(self._maps_of, tiles, watch).result()
+    def submit(self, tiles: UInt8Array, watch: Stopwatch) -> Future[UInt8Array]:
+        return self._lane.submit(self._maps_of, tiles, watch)
 
     def layer_bytes(self) -> int:
         spec = self.spec

@@ -212,9 +212,8 @@ def _write_region(
         labels, anchors_mp = ledger.labels(block.name)
         final, classes_of = numbering.find(anchors_mp)
         where = block.core_mp.slices_in(region_mp)
-        nuclei[where] = np.take(
-            np.append(np.uint32(0), final), labels, mode="clip"
-        )  # which, unlike others, copies once
+        # "clip", since other modes check and copy first
+        nuclei[where] = np.take(np.append(np.uint32(0), final), labels, mode="clip")
         classes[where] = np.take(np.append(np.uint8(0), classes_of), labels, mode="clip")
         if not final.all():
             unmatched += int(np.count_nonzero(labels)) - int(np.count_nonzero(nuclei[where]))
