@@ -11,10 +11,11 @@ demo: setup
 test: lint
 	$(BIN)/pytest
 
-# half an hour on 2 idle cores; writes benchmarks/README.md
+# three quarters of an hour on 2 idle cores; writes benchmarks/README.md
 bench: setup
 	$(BIN)/python -m benchmarks.stages
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.growth
 
 lint: setup
 	$(BIN)/ruff check .

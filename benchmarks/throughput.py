@@ -1,6 +1,6 @@
 """How near a whole run comes to the network's bare forward, and how far tiatoolbox is from it: one slide, one session.
 
-    python benchmarks/throughput.py                  # 64 Mpx of tissue, 3 rounds; WSI_SEG_DATA has nuclei/
+    python benchmarks/throughput.py                  # 100 Mpx of tissue, 3 rounds; WSI_SEG_DATA has nuclei/
     python benchmarks/throughput.py --columns 4 --rows 4 --rounds 1
 
 Each round does, one after the other and each in a process of its own:
@@ -198,8 +198,8 @@ def _spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--columns", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--columns", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--child", nargs=2, metavar=("WHAT", "SLIDE"), help=argparse.SUPPRESS)
