@@ -85,6 +85,10 @@ def test_a_network_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(Path(name).suffix for name in kept) == [".bin", ".xml"]
     load_onto(changed(tile_px=128, margin_px=16), "cpu", "openvino")
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == kept
+    (xml,) = (tmp_path / "cache").glob("*.xml")
+    xml.write_bytes(xml.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="is damaged; remove it"):
+        load_onto(changed(tile_px=96, margin_px=16), "cpu", "openvino")
 
 
 def test_what_cannot_be_converted_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

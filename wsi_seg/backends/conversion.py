@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import subprocess
 import sys
-import tempfile
+import uuid
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from wsi_seg.files import cache_folder
 log = logging.getLogger("wsi_seg")
 
 LAYER_BYTES = "layer_bytes_per_px"  # kept in the file: of a forward pass in bf16
+_SUFFIXES = ".bin", ".xml"  # in this order, so that who finds the .xml finds its weights
 _EXAMPLE_PX = 256
 _LIMIT_S = 600.0
 
@@ -40,15 +41,18 @@ def converted(bundle: Bundle) -> Path:
     file = cache_folder() / f"network-{key}.xml"
     if not file.is_file():
         log.info("model %s: is being converted for OpenVINO, once on this machine", spec.name)
+        part = file.with_name(f".{uuid.uuid4().hex}.xml")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=file.parent, prefix=".convert") as folder:
-                part = Path(folder, file.name)
-                _convert_apart(bundle, part)
-                for suffix in (".bin", ".xml"):  # who finds the .xml finds its weights
-                    os.replace(part.with_suffix(suffix), file.with_suffix(suffix))
+            _convert_apart(bundle, part)
+            for suffix in _SUFFIXES:
+                part.with_suffix(suffix).replace(file.with_suffix(suffix))
         except OSError as error:
             raise ModelError(f"{file.parent}: the converted network cannot be kept there ({error.strerror})") from None
+        finally:
+            for suffix in _SUFFIXES:
+                with suppress(OSError):
+                    part.with_suffix(suffix).unlink()
     return file
 
 

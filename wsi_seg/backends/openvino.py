@@ -14,6 +14,7 @@ from wsi_seg.backends.conversion import LAYER_BYTES, converted
 from wsi_seg.backends.network import Backend, Device, Network, Precision
 from wsi_seg.bundles import Bundle
 from wsi_seg.config import ModelSpec
+from wsi_seg.errors import ModelError
 from wsi_seg.nets.heads import map_count
 from wsi_seg.process import cores
 from wsi_seg.records import UInt8Array
@@ -54,7 +55,12 @@ class OpenVinoNetwork(Network):
     @classmethod
     def load(cls, bundle: Bundle, bound: float) -> Self:
         """Load a bundle; ModelError where OpenVINO cannot take it."""
-        return cls(bundle.spec, ov.Core().read_model(converted(bundle)), bound)
+        file = converted(bundle)
+        try:
+            model = ov.Core().read_model(file)
+        except RuntimeError:
+            raise ModelError(f"{file}: is damaged; remove it, and it is made again") from None
+        return cls(bundle.spec, model, bound)
 
     def submit(self, tiles: UInt8Array, watch: Stopwatch) -> Future[UInt8Array]:
         return self._lanes.submit(self._maps_of, tiles, watch)
