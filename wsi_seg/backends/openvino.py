@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Self
 
 import numpy as np
@@ -48,7 +48,9 @@ class OpenVinoNetwork(Network):
         self._model = ov.Core().compile_model(model, "CPU", how)
         self.precision = _PRECISIONS[self._model.get_property("INFERENCE_PRECISION_HINT").to_string()]
         self._lanes = ThreadPoolExecutor(self.lanes, thread_name_prefix="wsi_seg network")
-        self._own = threading.local()
+        self._requests = SimpleQueue[ov.InferRequest]()  # whose buffers are used again
+        for _ in range(self.lanes):
+            self._requests.put(self._model.create_infer_request())
         scale = spec.preprocessing
         self._mean, self._std = (np.array(values, np.float32)[:, None, None] for values in (scale.mean, scale.std))
 
@@ -78,12 +80,14 @@ class OpenVinoNetwork(Network):
 
     def forward(self, pixels: Pixels) -> UInt8Array:
         """Return the maps: (N, 3, T, T) -> (N, maps, T, T)."""
-        if not hasattr(self._own, "request"):  # its buffers are used again, by one thread
-            self._own.request = self._model.create_infer_request()
         maps = np.empty((len(pixels), map_count(self.spec.head), *pixels.shape[2:]), np.uint8)
-        for k, tile in enumerate(pixels):
-            self._own.request.infer([ov.Tensor(tile[None], shared_memory=True)])
-            maps[k] = self._own.request.get_output_tensor(0).data[0]
+        request = self._requests.get()
+        try:
+            for k, tile in enumerate(pixels):
+                request.infer([ov.Tensor(tile[None], shared_memory=True)])
+                maps[k] = request.get_output_tensor(0).data[0]
+        finally:
+            self._requests.put(request)
         return maps
 
     def layer_bytes(self) -> int:
