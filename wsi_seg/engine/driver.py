@@ -26,7 +26,7 @@ from wsi_seg.engine.progress import Progress
 from wsi_seg.engine.stopping import stopped_by_sigterm
 from wsi_seg.engine.summary import Summary, result_of
 from wsi_seg.engine.watchdog import Watchdog
-from wsi_seg.engine.worker import Failure, Job
+from wsi_seg.engine.worker import Failure, Job, Outcome
 from wsi_seg.errors import OutputError, WsiSegError
 from wsi_seg.records import Commit, SlidePlan, SlideResult
 from wsi_seg.slides.inputs import SlideSource
@@ -87,6 +87,7 @@ class Driver:
         self._open: dict[str, _Slide] = {}
         self._busy: deque[tuple[_Slide, Claim]] = deque()
         self._to_finish: deque[_Slide] = deque()
+        self._came: deque[tuple[Job, Outcome]] = deque()
         self._order = [source.name for source in sources]
         self.results: dict[str, SlideResult] = {}
 
@@ -260,7 +261,10 @@ class Driver:
     # What came of it.
 
     def _take_what_came(self) -> None:
-        for job, outcome in self._executor.wait():
+        if not self._came:
+            self._came.extend(self._executor.wait())
+        while self._came:  # kept by this object, so that what Ctrl-C falls into loses nothing
+            job, outcome = self._came.popleft()
             self._watchdog.end(job)
             self._take(job, outcome)
         for slide in [slide for slide in self._open.values() if self._claims.lost(slide.name)]:
