@@ -32,6 +32,7 @@ from wsi_seg.geometry import Box
 from wsi_seg.instances import separate
 from wsi_seg.measure import measure
 from wsi_seg.metrics import aji
+from wsi_seg.process import prepare_for_computing
 from wsi_seg.records import MEASURES, Frame, Instances, nuclei_schema
 from wsi_seg.slides import open_slide
 from wsi_seg.tissue import find_tissue
@@ -215,6 +216,7 @@ def measured() -> list[str]:
 
 
 def main() -> None:
+    prepare_for_computing()  # as a run does
     try:
         write_table("stages", "\n".join(measured()))
     except NotImplementedError as error:
