@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import logging
 
 from wsi_seg.architectures import dimensions_of
 from wsi_seg.backends.network import BackendChoice, Device, DeviceChoice, Network
@@ -12,8 +11,6 @@ from wsi_seg.bundles import Bundle
 from wsi_seg.config import ModelSpec
 from wsi_seg.errors import UsageError
 from wsi_seg.process import machine_bytes
-
-log = logging.getLogger("wsi_seg")
 
 # Architectures in which OpenVINO finds the nuclei that torch finds, as tests/backends shows; others must be asked for.
 PROVEN = ("effunetpp",)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from wsi_seg.bundles import Bundle, read_bundle
 from wsi_seg.errors import ModelError
-from wsi_seg.files import cache_folder
+from wsi_seg.files import CACHE_VARIABLE, cache_folder
 
 log = logging.getLogger("wsi_seg")
 
@@ -48,7 +48,10 @@ def converted(bundle: Bundle) -> Path:
             for suffix in _SUFFIXES:
                 part.with_suffix(suffix).replace(file.with_suffix(suffix))
         except OSError as error:
-            raise ModelError(f"{file.parent}: the converted network cannot be kept there ({error.strerror})") from None
+            fact = f"{file.parent}: the converted network cannot be kept there ({error.strerror})"
+            raise ModelError(
+                f"{fact}; make room, set {CACHE_VARIABLE} to another folder, or use --backend torch"
+            ) from None
         finally:
             for suffix in _SUFFIXES:
                 with suppress(OSError):
