@@ -16,6 +16,7 @@ from wsi_seg.backends import BackendChoice, Network, load_onto
 from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.geometry import Box
 from wsi_seg.inference import MapSource, TileKey, WindowMaps, read_tiles
+from wsi_seg.slides.array_reader import ArraySlide
 from wsi_seg.stopwatch import Stopwatch
 
 RGB = npt.NDArray[np.uint8]
@@ -66,14 +67,10 @@ class Counting:
         self.seen: Counter[bytes] = Counter()
         self.batches: list[int] = []
         self._network, self._hold = network, hold
+        self._lane = ThreadPoolExecutor(1)
 
     def submit(self, tiles_rgb: RGB, watch: Stopwatch) -> Future[RGB]:
-        future = Future[RGB]()
-        try:
-            future.set_result(self(tiles_rgb, watch))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+        return self._lane.submit(self, tiles_rgb, watch)
 
     def __call__(self, tiles_rgb: RGB, watch: Stopwatch) -> RGB:
         if self._hold is not None:
@@ -159,6 +156,29 @@ def test_a_tile_is_computed_once_for_overlapping_windows_of_two_threads(network:
     assert sum(result.tiles_forwarded for result in results) == len(counting.seen) == 41
     assert np.array_equal(results[0].probability, results[2].probability)
     assert max(counting.batches) <= 2
+
+
+def test_the_tiles_of_one_window_are_computed_before_those_of_the_next(network: Network, pixels: RGB) -> None:
+    """Else both would be complete at the same moment, and the network idle until the next two begin."""
+    begun, go_on, order = threading.Event(), threading.Event(), []
+
+    class Slow(Counting):
+        def __call__(self, tiles_rgb: RGB, watch: Stopwatch) -> RGB:
+            begun.set()
+            assert go_on.wait(20)
+            order.append(int(tiles_rgb.max()))
+            return super().__call__(tiles_rgb, watch)
+
+    maps = source(Slow(network))
+    with ThreadPoolExecutor(2) as pool:
+        running = []
+        for value in (10, 20):
+            plane = da.full(pixels.shape, value, np.uint8, chunks=pixels.shape)
+            running.append(pool.submit(maps.window, str(value), plane, ALL, Box(0, 0, 300, 300), Stopwatch()))
+            assert begun.wait(20)
+        go_on.set()
+        assert [future.result(timeout=60).tiles_forwarded for future in running] == [25, 25]
+    assert order == [10] * 25 + [20] * 25
 
 
 def test_two_slides_do_not_share_tiles(network: Network, pixels: RGB) -> None:
@@ -289,3 +309,17 @@ def test_the_stopwatch_gets_the_seconds_of_reading_and_computing(network: Networ
     source(network).window("slide", da.from_array(pixels), ALL, Box(0, 0, 100, 100), watch)
     assert set(watch.seconds) == {"read", "forward", "wait"}
     assert watch.seconds["forward"] > 0
+
+
+def test_of_a_chunk_that_several_tiles_lie_in_only_the_tiles_are_read(network: Network, pixels: RGB) -> None:
+    read = []
+
+    class Watched(ArraySlide):
+        def read_level(self, level: int, box: Box) -> RGB:
+            read.append(box.shape)
+            return super().read_level(level, box)
+
+    plane = Watched(pixels, 0.25).plane(0.25, chunk=16384).array
+    tiles = read_tiles(plane, [(1, 1), (2, 2), (1, 3)], network.spec)
+    assert read == [(96, 96)] * 3
+    assert np.array_equal(tiles[1], pixels[112:208, 112:208])

@@ -71,10 +71,10 @@ class WindowMaps:
 class _Batch(NamedTuple):
     """Tiles (N, T, T, 3) on their way through the network, as they are on the slide and as the network sees them."""
 
-    keys: list[TileKey]
+    keys: Sequence[TileKey]
     tiles_rgb: UInt8Array
     seen_rgb: UInt8Array
-    normalised: list[bool]
+    normalised: Sequence[bool]
     maps: Future[UInt8Array]
 
 
@@ -89,6 +89,9 @@ class MapSource:
         self.batch_size = batch_size
         self.cache_bytes = cache_bytes
         self._lock = threading.Lock()
+        # Windows are served one after another: were they served alike, all would be complete at the same moment, and
+        # the network idle while their nuclei are separated.
+        self._turn = threading.Lock()
         self._tiles: OrderedDict[TileKey, Future[TileMaps]] = OrderedDict()
 
     def window(
@@ -152,15 +155,18 @@ class MapSource:
     def _computed(
         self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None
     ) -> Iterator[tuple[TileKey, TileMaps]]:
-        """Yield tiles in turn; as many batches are in work at once as the network has lanes."""
-        waiting, running = deque(keys), deque[_Batch]()
-        while waiting or running:
-            while waiting and len(running) < self.network.lanes:
-                batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
-                running.append(self._begin(batch, plane, watch, stain))
+        """Yield tiles in turn; while the network computes as many as it does at once, the next are read."""
+        waiting, running = deque(keys), deque[list[_Batch]]()
+        with self._turn:
+            while waiting:
+                group = [waiting.popleft() for _ in range(min(self.network.lanes * self.batch_size, len(waiting)))]
+                running.append(self._begin(group, plane, watch, stain))
+                if len(running) > 1:
+                    yield from self._concluded(running.popleft(), watch)
+        while running:
             yield from self._concluded(running.popleft(), watch)
 
-    def _begin(self, keys: list[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None) -> _Batch:
+    def _begin(self, keys: list[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None) -> list[_Batch]:
         """Read tiles and hand them to the network."""
         with watch("read"):
             tiles_rgb = read_tiles(plane, [(key.row, key.column) for key in keys], self.network.spec)
@@ -168,18 +174,23 @@ class MapSource:
         if stain is not None:
             with watch("stain"):
                 seen_rgb, normalised = normalise(tiles_rgb, stain)
-        return _Batch(keys, tiles_rgb, seen_rgb, normalised, self.network.submit(seen_rgb, watch))
+        parts = [slice(first, first + self.batch_size) for first in range(0, len(keys), self.batch_size)]
+        return [
+            _Batch(keys[own], tiles_rgb[own], seen_rgb[own], normalised[own], self.network.submit(seen_rgb[own], watch))
+            for own in parts
+        ]
 
-    def _concluded(self, batch: _Batch, watch: Stopwatch) -> Iterator[tuple[TileKey, TileMaps]]:
+    def _concluded(self, batches: Sequence[_Batch], watch: Stopwatch) -> Iterator[tuple[TileKey, TileMaps]]:
         """Wait for the network; yield what is kept of each tile."""
         spec = self.network.spec
         inner = slice(spec.margin_px, spec.tile_px - spec.margin_px)
-        try:
-            maps = batch.maps.result()
-        except self.network.too_large:
-            maps = self._in_halves(batch.seen_rgb, watch)
-        for key, own_maps, rgb, done in zip(batch.keys, maps, batch.tiles_rgb, batch.normalised, strict=True):
-            yield key, TileMaps(_apart(own_maps[:, inner, inner]), _apart(rgb[inner, inner]), done)
+        for batch in batches:
+            try:
+                maps = batch.maps.result()
+            except self.network.too_large:
+                maps = self._in_halves(batch.seen_rgb, watch)
+            for key, own_maps, rgb, done in zip(batch.keys, maps, batch.tiles_rgb, batch.normalised, strict=True):
+                yield key, TileMaps(_apart(own_maps[:, inner, inner]), _apart(rgb[inner, inner]), done)
 
     def _in_halves(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
         """Forward a batch for which the device has too little memory in halves, now and from then on."""
@@ -242,7 +253,9 @@ def read_tiles(plane: da.Array, cells: Sequence[tuple[int, int]], spec: ModelSpe
     tiles_mp = [cell_box(row, column, spec.step_px).grown(spec.margin_px) for row, column in cells]
     inside_mp = [tile_mp.clipped(whole_mp) for tile_mp in tiles_mp]
     parts = [plane[box_mp.y0 : box_mp.y1, box_mp.x0 : box_mp.x1] for box_mp in inside_mp]
-    pixels = dask.compute(*parts, scheduler="threads")  # type: ignore[attr-defined, no-untyped-call]
+    # each by itself: a chunk that two of them want would be read whole
+    parts = [dask.optimize(part)[0] for part in parts]  # type: ignore[attr-defined, no-untyped-call]
+    pixels = dask.compute(*parts, scheduler="threads", optimize_graph=False)  # type: ignore[attr-defined, no-untyped-call]
     tiles = np.empty((len(cells), spec.tile_px, spec.tile_px, 3), np.uint8)
     for tile, tile_mp, box_mp, part in zip(tiles, tiles_mp, inside_mp, pixels, strict=True):
         tile[...] = part if box_mp == tile_mp else _mirrored(part, tile_mp, box_mp)

@@ -46,9 +46,16 @@ def run(slides: tuple[str, ...], verbose: bool, **options: Any) -> None:  # noqa
 
     Exit code: 0 all slides done, 1 some failed or are left to another run, 2 wrong usage, 130 stopped.
     """
-    from wsi_seg.api import run as run_slides
     from wsi_seg.cli.ending import stoppable, tell
     from wsi_seg.cli.progress import shown_progress
+    from wsi_seg.process import importing
+
+    with importing():
+        from wsi_seg.slides import trial
+
+        if options["executor"] == "local":
+            trial.get_ready()
+        from wsi_seg.api import run as run_slides
 
     done_in = options["work"] or options["out"]
     with stoppable(done_in), shown_progress(verbose) as progress:

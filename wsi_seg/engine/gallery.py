@@ -112,9 +112,13 @@ def _sample(plan: SlidePlan, plane: Plane, region_mp: Box, tables: Tables, per_t
 
 def _outlines_in(table: pa.Table, region_mp: Box, scale_l0: float) -> Iterator[tuple[npt.NDArray[np.floating], int]]:
     """Yield the outlines that touch the region, in its pixels, and their classes."""
-    low = np.array([region_mp.x0, region_mp.y0])
-    size = np.array([region_mp.width, region_mp.height])
-    for polygon, class_id in zip(table.column("polygon_l0"), table.column("class_id"), strict=True):
-        points = polygon.values.to_numpy().reshape(-1, 2) / (10 * scale_l0) - low
-        if (points.max(axis=0) > 0).all() and (points.min(axis=0) < size).all():
-            yield points, class_id.as_py()
+    polygons_l0 = table.column("polygon_l0").combine_chunks()
+    if not len(polygons_l0):
+        return
+    offsets = (polygons_l0.offsets.to_numpy() - polygons_l0.offsets[0].as_py()) // 2
+    points = polygons_l0.flatten().to_numpy().reshape(-1, 2) / (10 * scale_l0) - [region_mp.x0, region_mp.y0]
+    low, high = np.minimum.reduceat(points, offsets[:-1]), np.maximum.reduceat(points, offsets[:-1])
+    class_ids = table.column("class_id").to_numpy()
+    size = region_mp.width, region_mp.height
+    for k in np.flatnonzero((high > 0).all(axis=1) & (low < size).all(axis=1)):
+        yield points[offsets[k] : offsets[k + 1]], int(class_ids[k])

@@ -5,6 +5,7 @@ A worker of a slide holds, whatever the slide's size and the number of its nucle
 - itself: Python, the libraries and the weights, as measured once the model is loaded;
 - what comes with the work: a reader's tiles, compiled code, the rows that are written at once (`_BESIDES`);
 - the layers of a forward pass, `_FORWARD` times what is alive of them at once, since malloc leaves gaps between them;
+- tiles that are read ahead of the network, `_AHEAD` times as many as it computes at once;
 - for each of its jobs the maps and labels of a block's window, `_PER_PX` bytes per pixel;
 - the tiles that these windows are put together from, and those that the blocks below want too: the last rows of a band
   of blocks, see `engine.lanes`.
@@ -30,6 +31,7 @@ BANDS_PX = (24576, 12288, 8192, 4096, 2048, 1024, 512)  # what is not kept at th
 _BESIDES = 550e6
 _PER_PX = 10  # of a window, and 1 more for each map
 _FORWARD = 2.0
+_AHEAD = 3  # see `inference.MapSource`: two of the window whose turn it is, one of the window before
 _SEPARATION = 0.2  # of the time of a forward pass of as many pixels, which larger windows cost
 _UNITS = "kmgt"
 
@@ -48,7 +50,8 @@ class Need:
 
     def __init__(self, network: Network, jobs: int, held_bytes: int) -> None:
         self._spec: ModelSpec = network.spec
-        self._layers = _FORWARD * network.layer_bytes()
+        ahead = _AHEAD * network.lanes * 3 * self._spec.tile_px**2
+        self._per_batch = _FORWARD * network.layer_bytes() + ahead
         self._jobs = jobs
         self._held_bytes = held_bytes
         self._maps = map_count(self._spec.head)
@@ -57,8 +60,8 @@ class Need:
         """Return bytes."""
         window_px = sizes.block_px + 2 * self._spec.halo_px
         job = (_PER_PX + self._maps) * window_px**2
-        layers = sizes.batch_size * self._layers
-        return round(self._held_bytes + _BESIDES + layers + self._jobs * job + self.kept(sizes))
+        batch = sizes.batch_size * self._per_batch
+        return round(self._held_bytes + _BESIDES + batch + self._jobs * job + self.kept(sizes))
 
     def kept(self, sizes: Sizes) -> int:
         """Return the bytes of tiles that are to be kept: those of each job, and those that blocks below want too."""

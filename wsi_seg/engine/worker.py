@@ -8,6 +8,7 @@ import time
 import traceback
 import uuid
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,7 +16,7 @@ from typing import Any, Literal, Self
 from wsi_seg.backends import Backend, BackendChoice, Device, DeviceChoice, Precision, load_onto
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import RunSettings
-from wsi_seg.engine.block import process_block
+from wsi_seg.engine.block import load_kernels, process_block
 from wsi_seg.engine.failures import Kind, kind_of, pause_before_retry, reason_of
 from wsi_seg.engine.finish import RunInfo, finish_slide
 from wsi_seg.engine.ledger import Ledger
@@ -109,6 +110,7 @@ class Worker:
         prepare_for_computing()
         trial.get_ready()
         bundle = find_bundle(options.model)
+        ThreadPoolExecutor(1).submit(load_kernels, bundle.spec)  # while the network is loaded
         network = load_onto(bundle, options.device, options.backend, options.memory)
         need = Need(network, JOBS_PER_WORKER, held_bytes())
         wanted = options.memory, options.block_px, options.batch_size
