@@ -11,40 +11,49 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from wsi_seg.errors import SlideError, SlideOpenError, SlideReadError
+from wsi_seg.errors import SlideOpenError, SlideReadError
 from wsi_seg.geometry import Box
 from wsi_seg.slides.base import OR_CONVERT, RGB, Facts, Slide
 from wsi_seg.slides.fingerprint import digest_of, file_digest
 from wsi_seg.slides.limits import check_chunk
-from wsi_seg.slides.tiff_reader import TiffPages
+from wsi_seg.slides.tiff_tiles import TiffTiles, TileCache
 
 CACHE_BYTES = 128 << 20
+"""Of decoded tiles, all slides of a process together; as much again of those that OpenSlide decodes."""
 CELL = 256
 _PLAIN_TIFF_VENDORS = ("aperio", "generic-tiff")
+_CORNER_PX = 64
 
 
 @functools.cache
-def _shared_cache(pid: int) -> openslide.OpenSlideCache:
-    """Return this process's cache of decoded tiles, shared by all its slides."""
+def _openslide_cache(pid: int) -> openslide.OpenSlideCache:
+    """Return this process's cache of the tiles that OpenSlide decodes."""
     return openslide.OpenSlideCache(CACHE_BYTES)
+
+
+@functools.cache
+def _tile_cache(pid: int) -> TileCache:
+    """Return this process's cache of the tiles that are decoded here."""
+    return TileCache(CACHE_BYTES)
 
 
 class OpenSlideSlide(Slide):
     """A slide read by OpenSlide.
 
-    OpenSlide addresses coarser levels by level-0 pixels and interpolates where their downsample is not an integer,
-    so that pixels are blurred and depend on where the region starts. Such levels are read from the TIFF itself where
-    the file is a plain one, else by cells of a fixed grid.
+    Levels of plain TIFFs are read from the file itself where that gives the same pixels, which takes a quarter of the
+    time. OpenSlide addresses coarser levels by level-0 pixels and interpolates where their downsample is not an
+    integer, so that pixels are blurred and depend on where the region starts: levels that it must read are then read
+    by cells of a fixed grid.
     """
 
-    _own_levels: tuple[int, ...] = ()
-    _own: TiffPages | None = None
-    _own_known = False
+    def __init__(self, path: str, mpp: float | None = None) -> None:
+        self._own: dict[int, TiffTiles | None] = {}
+        super().__init__(path, mpp)
 
     def _open_handle(self) -> openslide.OpenSlide:
         try:
             handle = openslide.OpenSlide(self._location)
-            handle.set_cache(_shared_cache(os.getpid()))
+            handle.set_cache(_openslide_cache(os.getpid()))
         except openslide.OpenSlideError as error:
             raise SlideOpenError(self.path, f"OpenSlide cannot open it ({error}); {OR_CONVERT}") from error
         return handle
@@ -69,11 +78,16 @@ class OpenSlideSlide(Slide):
         )
 
     def _read_region(self, level: int, box: Box) -> RGB:
+        own = self._own_tiles(level)
+        if own is not None:
+            try:
+                return own.read(box)
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever a damaged tile makes its decoder raise
+                raise self._unreadable(level, box, error) from error
         if self._downsamples_raw[level].is_integer():
             return self._read_direct(level, box)
-        own = self._own_pages()
-        if own is not None:
-            return own.read_level(self._own_levels.index(level), box)
         out = np.empty((*box.shape, 3), np.uint8)
         width, height = self._dimensions_raw[level]
         for row, column in box.cells(CELL):
@@ -82,33 +96,39 @@ class OpenSlideSlide(Slide):
             out[part.slices_in(box)] = self._read_direct(level, cell)[part.slices_in(cell)]
         return out
 
-    def _own_pages(self) -> TiffPages | None:
-        """Return the file's own pages of the levels OpenSlide would interpolate, if they have the same pixels."""
-        with self._lock:
-            if not self._own_known:
-                inexact = [level for level, raw in enumerate(self._downsamples_raw) if not raw.is_integer()]
-                self._own_levels, self._own = tuple(inexact), self._find_own(inexact)
-                self._own_known = True
-            return self._own
+    def _unreadable(self, level: int, box: Box, error: Exception) -> SlideReadError:
+        return SlideReadError(
+            self.path, f"level {level} cannot be read in {box} ({error}); check that the copy is whole"
+        )
 
-    def _find_own(self, levels: list[int]) -> TiffPages | None:
+    def _own_tiles(self, level: int) -> TiffTiles | None:
+        """Return the file's own tiles of a level, if they have the same pixels as OpenSlide gives."""
+        with self._lock:
+            if level not in self._own:
+                self._own[level] = self._find_own(level)
+            return self._own[level]
+
+    def _find_own(self, level: int) -> TiffTiles | None:
         if self.properties.get(openslide.PROPERTY_NAME_VENDOR) not in _PLAIN_TIFF_VENDORS:
             return None
+        width, height = self._dimensions_raw[level]
+        # where OpenSlide interpolates, it does not in the first corner
+        sample = Box(0, 0, min(_CORNER_PX, width), min(_CORNER_PX, height))
         try:
-            own = TiffPages(self._location, [self._dimensions_raw[level] for level in levels])
-            for index, level in enumerate(levels):
-                width, height = self._dimensions_raw[level]
-                corner = Box(0, 0, min(64, width), min(64, height))  # where OpenSlide does not interpolate
-                if not np.array_equal(own.read_level(index, corner), self._read_direct(level, corner)):
-                    return None
-        except SlideError:
+            own = TiffTiles(self._location, width, height, _tile_cache(os.getpid()))
+            if self._downsamples_raw[level].is_integer():
+                sample = own.fullest
+            same = np.array_equal(own.read(sample), self._read_direct(level, sample))
+        except Exception:  # whatever is wrong with the file, OpenSlide may read it yet, or says so
             return None
-        return own
+        return own if same else None
 
     def close(self) -> None:
-        if self._own is not None:
-            self._own.close()
+        self._own = {}
         super().close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_own": {}}
 
     def _read_direct(self, level: int, box: Box) -> RGB:
         handle = self._get_handle()
@@ -122,8 +142,7 @@ class OpenSlideSlide(Slide):
         try:
             return self._pixels(own, level, box)
         except (openslide.OpenSlideError, ValueError) as error:
-            fact = f"level {level} cannot be read in {box} ({error}); check that the copy is whole"
-            raise SlideReadError(self.path, fact) from error
+            raise self._unreadable(level, box, error) from error
         finally:
             own.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,41 +48,6 @@ class TiffSlide(LevelsSlide):
 
     def _digest(self) -> str:
         return file_digest(self._location)
-
-
-class TiffPages(TiffSlide):
-    """Some levels of a tiled TIFF, found by their (width, height), pixel by pixel as they are in the file."""
-
-    def __init__(self, path: str, sizes: Sequence[tuple[int, int]]) -> None:
-        self._sizes = tuple(sizes)
-        super().__init__(path)
-
-    def _open_handle(self) -> Opened:
-        try:
-            with tifffile.TiffFile(self._location) as file:
-                pages = [_only_page(file, width, height) for width, height in self._sizes]
-                levels = tuple(_page_array(page) for page in pages)
-        except Exception as error:
-            raise SlideOpenError(
-                self.path, f"has no pages of {self._sizes} ({type(error).__name__}: {error})"
-            ) from error
-        return Opened(levels, "yxc", None, {})
-
-
-def _only_page(file: tifffile.TiffFile, width: int, height: int) -> Any:  # noqa: ANN401
-    """Return the one tiled 8-bit RGB page of a size."""
-    pages: list[Any] = list(file.pages)
-    fitting = [page for page in pages if page.shape == (height, width, 3) and page.is_tiled]
-    if len(fitting) != 1 or fitting[0].dtype != np.uint8:
-        raise ValueError(f"{len(fitting)} pages of {width} x {height}")
-    return fitting[0]
-
-
-def _page_array(page: Any) -> zarr.Array[Any]:  # noqa: ANN401
-    array = zarr.open(page.aszarr(), mode="r")
-    if not isinstance(array, zarr.Array):
-        raise TypeError("a page is not one array")
-    return array
 
 
 def _open(file: tifffile.TiffFile) -> Opened | None:

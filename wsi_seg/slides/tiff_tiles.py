@@ -1,0 +1,150 @@
+"""Levels of a tiled TIFF, read tile by tile as they are in the file.
+
+OpenSlide gives the same pixels in four times as long: it goes through libtiff's RGBA interface and draws each tile on a
+canvas with transparency.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from wsi_seg.geometry import Box
+from wsi_seg.slides.base import RGB
+
+_JPEG = 7
+_numbers = itertools.count()  # unlike ids of objects, none is used again
+_NO_FRAME = (0xC4, 0xC8, 0xCC)  # of JPEG's markers C0 to CF, all others say how large the picture is
+
+
+class TileCache:
+    """Decoded tiles, the latest of them, of all slides of a process.
+
+    most_bytes: how much is kept.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._tiles: OrderedDict[tuple[int, int], RGB] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[int, int]) -> RGB | None:
+        with self._lock:
+            if key in self._tiles:
+                self._tiles.move_to_end(key)
+            return self._tiles.get(key)
+
+    def put(self, key: tuple[int, int], tile: RGB) -> None:
+        with self._lock:
+            if key in self._tiles:  # two threads wanted it at once
+                return
+            self._tiles[key] = tile
+            self._bytes += tile.nbytes
+            while self._bytes > self._most_bytes:
+                self._bytes -= self._tiles.popitem(last=False)[1].nbytes
+
+
+class TiffTiles:
+    """One level of a TIFF in 8-bit RGB tiles, found by its (width, height); reads may come from many threads.
+
+    Raises ValueError, or whatever a malformed file makes tifffile raise, where there is no such level.
+    """
+
+    def __init__(self, path: str, width: int, height: int, cache: TileCache) -> None:
+        with tifffile.TiffFile(path) as file:
+            page = _only_page(file, width, height)
+            # a gap is white for libtiff and a coarser level's part for OpenSlide
+            if not all(page.databytecounts) or not all(page.dataoffsets):
+                raise ValueError("tiles are missing")
+            self._decode, self._tables = page.decode, page.jpegtables
+            self._segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+            self._is_jpeg = page.compression == _JPEG
+            self._tile_shape = int(page.tilelength), int(page.tilewidth)
+        self._whole = Box(0, 0, width, height)
+        self._columns = -(-width // self._tile_shape[1])
+        if len(self._segments) != self._columns * -(-height // self._tile_shape[0]):
+            raise ValueError(f"has {len(self._segments)} tiles, which do not cover it")
+        self._cache, self._number = cache, next(_numbers)
+        self._file = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        # not before: a thread that still reads would be given another file of the same number
+        if "_file" in self.__dict__:
+            os.close(self._file)
+
+    @property
+    def fullest(self) -> Box:
+        """The box of the tile that takes most room in the file, which is the one with most to be seen."""
+        row, column = divmod(max(range(len(self._segments)), key=lambda k: self._segments[k][1]), self._columns)
+        return self._box(row, column).clipped(self._whole)
+
+    def read(self, box: Box) -> RGB:
+        """Return (box.height, box.width, 3); `box` lies inside the level. Raises OSError or ValueError."""
+        out = np.empty((*box.shape, 3), np.uint8)
+        for row, column in self._touched(box):
+            tile_box = self._box(row, column)
+            part = tile_box.clipped(box)
+            out[part.slices_in(box)] = self._tile(row * self._columns + column)[part.slices_in(tile_box)]
+        return out
+
+    def _box(self, row: int, column: int) -> Box:
+        height, width = self._tile_shape
+        return Box(column * width, row * height, (column + 1) * width, (row + 1) * height)
+
+    def _touched(self, box: Box) -> Iterator[tuple[int, int]]:
+        height, width = self._tile_shape
+        for row in range(box.y0 // height, -(-box.y1 // height)):
+            for column in range(box.x0 // width, -(-box.x1 // width)):
+                yield row, column
+
+    def _tile(self, index: int) -> RGB:
+        key = self._number, index
+        tile = self._cache.get(key)
+        if tile is None:
+            tile = self._decoded(index)
+            self._cache.put(key, tile)
+        return tile
+
+    def _decoded(self, index: int) -> RGB:
+        offset, size = self._segments[index]
+        data = os.pread(self._file, size, offset)
+        if len(data) != size:
+            raise ValueError(f"tile {index} should end at byte {offset + size}, but the file is shorter")
+        if self._is_jpeg and math.prod(jpeg_size(data)) > math.prod(self._tile_shape):
+            raise ValueError(f"tile {index} claims another size than the others")
+        tile: Any = self._decode(data, index, jpegtables=self._tables)[0]
+        if tile is None or tile.shape != (1, *self._tile_shape, 3) or tile.dtype != np.uint8:
+            raise ValueError(f"tile {index} has another shape than the others")
+        decoded: RGB = tile[0]
+        return decoded
+
+
+def _only_page(file: tifffile.TiffFile, width: int, height: int) -> Any:  # noqa: ANN401
+    """Return the one tiled 8-bit RGB page of a size."""
+    pages: list[Any] = list(file.pages)
+    fitting = [page for page in pages if page.shape == (height, width, 3) and page.is_tiled]
+    if len(fitting) != 1 or fitting[0].dtype != np.uint8:
+        raise ValueError(f"{len(fitting)} pages of {width} x {height}")
+    return fitting[0]
+
+
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    """Return the (height, width) that a JPEG claims, for which a decoder makes room before it looks any further."""
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
+            height, width = struct.unpack(">HH", data[place + 5 : place + 9])
+            return height, width
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4])
+    raise ValueError("is not JPEG")
