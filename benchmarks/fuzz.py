@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import faulthandler
-import functools
 import gc
 import json
 import os
@@ -30,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from wsi_seg.api import run
 from wsi_seg.engine.progress import Silent
@@ -143,7 +141,6 @@ def child(original: Path, folder: Path, model: Path, seed: int, batches: list[li
     os.dup2(2, 1)  # libraries may print
     overview.PAGE_PG = 900, 500  # a picture that is quicker to draw
     openslide_reader.CACHE_BYTES = 1 << 20  # full from the first slide on: what still grows leaks
-    Image.Image.save = functools.partialmethod(Image.Image.save, compress_level=0)  # type: ignore[assignment]
     for numbers in batches:
         slides, out = folder / "slides", folder / "out"
         for old in (slides, out):

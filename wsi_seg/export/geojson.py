@@ -52,11 +52,11 @@ class GeoJsonWriter:
 
     def __enter__(self) -> Self:
         if self._zip:
-            self._archive = zipfile.ZipFile(self.path, "w", zipfile.ZIP_DEFLATED, compresslevel=6)
+            self._archive = zipfile.ZipFile(self.path, "w", zipfile.ZIP_DEFLATED, compresslevel=5)
         else:
             # no name and time in the header: the same nuclei give the same bytes
             self._raw = self.path.open("wb")
-            self._file = gzip.GzipFile(filename="", fileobj=self._raw, mode="wb", compresslevel=6, mtime=0)
+            self._file = gzip.GzipFile(filename="", fileobj=self._raw, mode="wb", compresslevel=5, mtime=0)
             self._file.write(_BEGIN)
         return self
 

@@ -82,7 +82,7 @@ def draw_overview(
     _draw_map(page, column_pg, thumbnail_rgb, thumbnail_mpp, density, [sample.box_th for sample in samples])
     for letter, sample, cell_pg in zip(LETTERS, samples, cells_pg, strict=False):
         _draw_sample(page, cell_pg, sample, letter)
-    page.save(path, format="PNG")
+    page.save(path, format="PNG", compress_level=3)
 
 
 def _draw_caption(draw: ImageDraw.ImageDraw, title: str, lines: Sequence[str], legend: Mapping[str, Colour]) -> float:
