@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -17,7 +18,7 @@ from wsi_seg.geometry import Box
 from wsi_seg.slides import open_slide
 from wsi_seg.slides.base import RGB
 from wsi_seg.slides.openslide_reader import OpenSlideSlide
-from wsi_seg.slides.tiff_tiles import TiffTiles, TileCache, jpeg_size
+from wsi_seg.slides.tiff_tiles import TiffTiles, TileCache, jpeg2000_size, jpeg_size
 
 from .contract import boxes, same_in_regions
 
@@ -122,6 +123,21 @@ def test_a_tile_that_claims_to_be_huge_is_refused_before_it_is_decoded(jpeg: str
 def test_what_is_no_jpeg_has_no_size(data: bytes) -> None:
     with pytest.raises(ValueError, match="not JPEG"):
         jpeg_size(data)
+
+
+def test_a_jpeg_2000_has_the_size_that_it_claims() -> None:
+    data = bytes(imagecodecs.jpeg2k_encode(np.zeros((40, 72, 3), np.uint8), codecformat="j2k"))
+    assert jpeg2000_size(data) == (40, 72)
+    for other in (b"", data[:20], b"text" * 10):
+        with pytest.raises(ValueError, match="not a JPEG 2000"):
+            jpeg2000_size(other)
+
+
+def test_a_compression_that_may_claim_any_size_is_openslide_s(picture: RGB, tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    tifffile.imwrite(path, picture[:512, :512], compression="webp", tile=(256, 256), photometric="rgb")
+    with pytest.raises(ValueError, match="compression 50001"):
+        TiffTiles(str(path), 512, 512, TileCache(1 << 20))
 
 
 def test_a_damaged_tile_is_a_read_error(picture: RGB, tmp_path: Path) -> None:

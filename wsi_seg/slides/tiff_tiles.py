@@ -12,7 +12,7 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ import tifffile
 from wsi_seg.geometry import Box
 from wsi_seg.slides.base import RGB
 
-_JPEG = 7
 _numbers = itertools.count()  # unlike ids of objects, none is used again
 _NO_FRAME = (0xC4, 0xC8, 0xCC)  # of JPEG's markers C0 to CF, all others say how large the picture is
 
@@ -68,7 +67,9 @@ class TiffTiles:
                 raise ValueError("tiles are missing")
             self._decode, self._tables = page.decode, page.jpegtables
             self._segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-            self._is_jpeg = page.compression == _JPEG
+            if page.compression not in _CLAIMS:
+                raise ValueError(f"compression {int(page.compression)}")
+            self._claim = _CLAIMS[page.compression]
             self._tile_shape = int(page.tilelength), int(page.tilewidth)
         self._whole = Box(0, 0, width, height)
         self._columns = -(-width // self._tile_shape[1])
@@ -120,7 +121,7 @@ class TiffTiles:
         data = os.pread(self._file, size, offset)
         if len(data) != size:
             raise ValueError(f"tile {index} should end at byte {offset + size}, but the file is shorter")
-        if self._is_jpeg and math.prod(jpeg_size(data)) > math.prod(self._tile_shape):
+        if self._claim is not None and math.prod(self._claim(data)) > math.prod(self._tile_shape):
             raise ValueError(f"tile {index} claims another size than the others")
         tile: Any = self._decode(data, index, jpegtables=self._tables)[0]
         if tile is None or tile.shape != (1, *self._tile_shape, 3) or tile.dtype != np.uint8:
@@ -139,7 +140,7 @@ def _only_page(file: tifffile.TiffFile, width: int, height: int) -> Any:  # noqa
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
-    """Return the (height, width) that a JPEG claims, for which a decoder makes room before it looks any further."""
+    """Return the (height, width) that a JPEG claims."""
     place = 2
     while place + 9 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
@@ -148,3 +149,20 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
             return height, width
         place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4])
     raise ValueError("is not JPEG")
+
+
+def jpeg2000_size(data: bytes) -> tuple[int, int]:
+    """Return the (height, width) that a JPEG 2000 codestream claims."""
+    if len(data) < 24 or not data.startswith(b"\xff\x4f\xff\x51"):
+        raise ValueError("is not a JPEG 2000 codestream")
+    right, bottom, left, top = struct.unpack(">4I", data[8:24])
+    return bottom - top, right - left
+
+
+# The compressions that are decoded here. What has a size of its own makes its decoder take room for that, so it is looked
+# at first; for all others tifffile takes room for a tile and no more.
+_CLAIMS: dict[int, Callable[[bytes], tuple[int, int]] | None] = {
+    **dict.fromkeys((1, 5, 8, 32773, 32946, 34925, 50000)),
+    7: jpeg_size,
+    **dict.fromkeys((33003, 33005, 34712), jpeg2000_size),
+}
