@@ -159,8 +159,8 @@ def jpeg2000_size(data: bytes) -> tuple[int, int]:
     return bottom - top, right - left
 
 
-# The compressions that are decoded here. What has a size of its own makes its decoder take room for that, so it is looked
-# at first; for all others tifffile takes room for a tile and no more.
+# The compressions that are decoded here. Where data have a size of their own, its decoder takes room for that, so it is
+# looked at first; for all others tifffile takes room for a tile and no more.
 _CLAIMS: dict[int, Callable[[bytes], tuple[int, int]] | None] = {
     **dict.fromkeys((1, 5, 8, 32773, 32946, 34925, 50000)),
     7: jpeg_size,
