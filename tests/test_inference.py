@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from wsi_seg.backends import BackendChoice, Network, load_onto
+from wsi_seg.backends.lanes import Lanes
 from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.geometry import Box
 from wsi_seg.inference import MapSource, TileKey, WindowMaps, read_tiles
@@ -67,10 +68,10 @@ class Counting:
         self.seen: Counter[bytes] = Counter()
         self.batches: list[int] = []
         self._network, self._hold = network, hold
-        self._lane = ThreadPoolExecutor(1)
+        self._lane = Lanes(1)
 
-    def submit(self, tiles_rgb: RGB, watch: Stopwatch) -> Future[RGB]:
-        return self._lane.submit(self, tiles_rgb, watch)
+    def submit(self, tiles_rgb: RGB, watch: Stopwatch, order: int = 0) -> Future[RGB]:
+        return self._lane.submit(order, self, tiles_rgb, watch)
 
     def __call__(self, tiles_rgb: RGB, watch: Stopwatch) -> RGB:
         if self._hold is not None:

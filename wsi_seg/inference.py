@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import mmap
 import sys
@@ -89,9 +90,7 @@ class MapSource:
         self.batch_size = batch_size
         self.cache_bytes = cache_bytes
         self._lock = threading.Lock()
-        # Windows are served one after another: were they served alike, all would be complete at the same moment, and
-        # the network idle while their nuclei are separated.
-        self._turn = threading.Lock()
+        self._windows = itertools.count()
         self._tiles: OrderedDict[TileKey, Future[TileMaps]] = OrderedDict()
 
     def window(
@@ -156,17 +155,21 @@ class MapSource:
         self, keys: Sequence[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None
     ) -> Iterator[tuple[TileKey, TileMaps]]:
         """Yield tiles in turn; while the network computes as many as it does at once, the next are read."""
+        # Windows are served one after another: were they served alike, all would be complete at the same moment, and
+        # the network idle while their nuclei are separated.
+        order = next(self._windows)
         waiting, running = deque(keys), deque[list[_Batch]]()
-        with self._turn:
-            while waiting:
-                group = [waiting.popleft() for _ in range(min(self.network.lanes * self.batch_size, len(waiting)))]
-                running.append(self._begin(group, plane, watch, stain))
-                if len(running) > 1:
-                    yield from self._concluded(running.popleft(), watch)
+        while waiting:
+            group = [waiting.popleft() for _ in range(min(self.network.lanes * self.batch_size, len(waiting)))]
+            running.append(self._begin(group, plane, watch, stain, order))
+            if len(running) > 1:
+                yield from self._concluded(running.popleft(), watch)
         while running:
             yield from self._concluded(running.popleft(), watch)
 
-    def _begin(self, keys: list[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None) -> list[_Batch]:
+    def _begin(
+        self, keys: list[TileKey], plane: da.Array, watch: Stopwatch, stain: StainMap | None, order: int
+    ) -> list[_Batch]:
         """Read tiles and hand them to the network."""
         with watch("read"):
             tiles_rgb = read_tiles(plane, [(key.row, key.column) for key in keys], self.network.spec)
@@ -176,7 +179,13 @@ class MapSource:
                 seen_rgb, normalised = normalise(tiles_rgb, stain)
         parts = [slice(first, first + self.batch_size) for first in range(0, len(keys), self.batch_size)]
         return [
-            _Batch(keys[own], tiles_rgb[own], seen_rgb[own], normalised[own], self.network.submit(seen_rgb[own], watch))
+            _Batch(
+                keys[own],
+                tiles_rgb[own],
+                seen_rgb[own],
+                normalised[own],
+                self.network.submit(seen_rgb[own], watch, order),
+            )
             for own in parts
         ]
 

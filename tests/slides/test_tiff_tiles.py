@@ -109,7 +109,7 @@ def test_a_tile_that_claims_to_be_huge_is_refused_before_it_is_decoded(jpeg: str
     with open(jpeg, "rb") as file:
         file.seek(offset)
         data = file.read(size)
-    assert jpeg_size(data) == (256, 256)
+    assert jpeg_size(data) == (256, 256, 3)
     frame = next(place for place in range(len(data)) if data[place : place + 2] in (b"\xff\xc0", b"\xff\xc1"))
     patch(jpeg, offset + frame + 5, struct.pack(">HH", 65000, 65000))
     slide = opened(jpeg)
@@ -119,7 +119,10 @@ def test_a_tile_that_claims_to_be_huge_is_refused_before_it_is_decoded(jpeg: str
     assert slide.read_level(0, Box(600, 300, 700, 400)).any(), "others can still be read"
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"text" * 10, b"\xff\xd8\xff\xd9" + bytes(20), b"\xff" * 40])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff\xd8", b"text" * 10, b"\xff\xd8\xff\xd9" + bytes(20), b"\xff" * 40, b"\xff\xd8\xff\xd0" + bytes(30)],
+)
 def test_what_is_no_jpeg_has_no_size(data: bytes) -> None:
     with pytest.raises(ValueError, match="not JPEG"):
         jpeg_size(data)
@@ -127,7 +130,7 @@ def test_what_is_no_jpeg_has_no_size(data: bytes) -> None:
 
 def test_a_jpeg_2000_has_the_size_that_it_claims() -> None:
     data = bytes(imagecodecs.jpeg2k_encode(np.zeros((40, 72, 3), np.uint8), codecformat="j2k"))
-    assert jpeg2000_size(data) == (40, 72)
+    assert jpeg2000_size(data) == (40, 72, 3)
     for other in (b"", data[:20], b"text" * 10):
         with pytest.raises(ValueError, match="not a JPEG 2000"):
             jpeg2000_size(other)

@@ -41,8 +41,8 @@ class Network(ABC):
         return self.submit(tiles, watch).result()
 
     @abstractmethod
-    def submit(self, tiles: UInt8Array, watch: Stopwatch) -> Future[UInt8Array]:
-        """Return at once; the maps come when a lane has computed them."""
+    def submit(self, tiles: UInt8Array, watch: Stopwatch, order: int = 0) -> Future[UInt8Array]:
+        """Return at once; the maps come when a lane has computed them, which does those of the lowest order first."""
 
     @abstractmethod
     def layer_bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Self
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from wsi_seg.backends.conversion import LAYER_BYTES, converted
+from wsi_seg.backends.lanes import Lanes
 from wsi_seg.backends.network import Backend, Device, Network, Precision
 from wsi_seg.bundles import Bundle
 from wsi_seg.config import ModelSpec
@@ -47,7 +48,7 @@ class OpenVinoNetwork(Network):
         how = {"NUM_STREAMS": self.lanes, "INFERENCE_NUM_THREADS": self.lanes, "ENABLE_CPU_PINNING": False}
         self._model = ov.Core().compile_model(model, "CPU", how)
         self.precision = _PRECISIONS[self._model.get_property("INFERENCE_PRECISION_HINT").to_string()]
-        self._lanes = ThreadPoolExecutor(self.lanes, thread_name_prefix="wsi_seg network")
+        self._lanes = Lanes(self.lanes)
         self._requests = SimpleQueue[ov.InferRequest]()  # whose buffers are used again
         for _ in range(self.lanes):
             self._requests.put(self._model.create_infer_request())
@@ -64,8 +65,8 @@ class OpenVinoNetwork(Network):
             raise ModelError(f"{file}: is damaged; remove it, and it is made again") from None
         return cls(bundle.spec, model, bound)
 
-    def submit(self, tiles: UInt8Array, watch: Stopwatch) -> Future[UInt8Array]:
-        return self._lanes.submit(self._maps_of, tiles, watch)
+    def submit(self, tiles: UInt8Array, watch: Stopwatch, order: int = 0) -> Future[UInt8Array]:
+        return self._lanes.submit(order, self._maps_of, tiles, watch)
 
     def _maps_of(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
         with watch("forward"):

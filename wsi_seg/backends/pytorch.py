@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Self
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from wsi_seg.architectures import dimensions_of
+from wsi_seg.backends.lanes import Lanes
 from wsi_seg.backends.network import Backend, Device, Network, Precision
 from wsi_seg.bundles import Bundle
 from wsi_seg.config import ModelSpec
@@ -45,7 +46,7 @@ class TorchNetwork(Network):
     def __init__(self, spec: ModelSpec, network: nn.Module, device: Device, precision: Precision) -> None:
         self.spec, self.device, self.precision = spec, device, precision
         self.threads = torch.get_num_threads()
-        self._lane = ThreadPoolExecutor(1, thread_name_prefix="wsi_seg network")
+        self._lanes = Lanes(1)
         self._device = torch.device(device)
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
         self._planar = dimensions_of(spec.architecture) == 2
@@ -65,8 +66,8 @@ class TorchNetwork(Network):
         """Load a bundle's weights; ModelError where they are not what model.yaml says."""
         return cls(bundle.spec, load_network(bundle), device, choose_precision(device))
 
-    def submit(self, tiles: UInt8Array, watch: Stopwatch) -> Future[UInt8Array]:
-        return self._lane.submit(self._maps_of, tiles, watch)
+    def submit(self, tiles: UInt8Array, watch: Stopwatch, order: int = 0) -> Future[UInt8Array]:
+        return self._lanes.submit(order, self._maps_of, tiles, watch)
 
     def layer_bytes(self) -> int:
         spec = self.spec

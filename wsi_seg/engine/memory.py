@@ -2,10 +2,10 @@
 
 A worker of a slide holds, whatever the slide's size and the number of its nuclei:
 
-- itself: Python, the libraries and the weights, as measured once the model is loaded;
-- what comes with the work: a reader's tiles, compiled code, the rows that are written at once (`_BESIDES`);
+- itself: Python, the libraries, compiled code and the weights, as measured once the model is loaded;
+- what comes with the work: a reader's tiles, the rows that are written at once (`_BESIDES`);
 - the layers of a forward pass, `_FORWARD` times what is alive of them at once, since malloc leaves gaps between them;
-- tiles that are read ahead of the network, `_AHEAD` times as many as it computes at once;
+- tiles and maps on their way, for each of its jobs `_AHEAD` times as many as the network computes at once;
 - for each of its jobs the maps and labels of a block's window, `_PER_PX` bytes per pixel;
 - the tiles that these windows are put together from, and those that the blocks below want too: the last rows of a band
   of blocks, see `engine.lanes`.
@@ -28,10 +28,10 @@ from wsi_seg.process import machine_bytes
 DEFAULT_BLOCK_PX: dict[Device, int] = {"cpu": 2048, "cuda": 4096}
 DEFAULT_BATCH: dict[Device, int] = {"cpu": 1, "cuda": 8}
 BANDS_PX = (24576, 12288, 8192, 4096, 2048, 1024, 512)  # what is not kept at their borders is computed twice
-_BESIDES = 550e6
+_BESIDES = 450e6
 _PER_PX = 10  # of a window, and 1 more for each map
 _FORWARD = 2.0
-_AHEAD = 3  # see `inference.MapSource`: two of the window whose turn it is, one of the window before
+_AHEAD = 3  # see `inference.MapSource`: two on their way through the network, one that is read
 _SEPARATION = 0.2  # of the time of a forward pass of as many pixels, which larger windows cost
 _UNITS = "kmgt"
 
@@ -50,11 +50,11 @@ class Need:
 
     def __init__(self, network: Network, jobs: int, held_bytes: int) -> None:
         self._spec: ModelSpec = network.spec
-        ahead = _AHEAD * network.lanes * 3 * self._spec.tile_px**2
-        self._per_batch = _FORWARD * network.layer_bytes() + ahead
         self._jobs = jobs
         self._held_bytes = held_bytes
         self._maps = map_count(self._spec.head)
+        ahead = jobs * _AHEAD * network.lanes * (3 + self._maps) * self._spec.tile_px**2
+        self._per_batch = _FORWARD * network.layer_bytes() + ahead
 
     def of(self, sizes: Sizes) -> int:
         """Return bytes."""

@@ -110,8 +110,9 @@ class Worker:
         prepare_for_computing()
         trial.get_ready()
         bundle = find_bundle(options.model)
-        ThreadPoolExecutor(1).submit(load_kernels, bundle.spec)  # while the network is loaded
+        kernels = ThreadPoolExecutor(1).submit(load_kernels, bundle.spec)  # while the network is loaded
         network = load_onto(bundle, options.device, options.backend, options.memory)
+        kernels.result()
         need = Need(network, JOBS_PER_WORKER, held_bytes())
         wanted = options.memory, options.block_px, options.batch_size
         sizes = choose_sizes(need, network.device, *wanted, workers=options.workers)

@@ -45,10 +45,10 @@ class _Remembering(Network):
         self.backend, self.device, self.precision = network.backend, network.device, network.precision
         self.too_large = network.too_large
 
-    def submit(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> Future[UInt8Array]:
-        key = hashlib.blake2b(tiles_rgb.tobytes()).digest()
+    def submit(self, tiles: UInt8Array, watch: Stopwatch, order: int = 0) -> Future[UInt8Array]:
+        key = hashlib.blake2b(tiles.tobytes()).digest()
         if key not in self._known:
-            self._known[key] = self._network_of(tiles_rgb, watch)
+            self._known[key] = self._network_of(tiles, watch)
         future = Future[UInt8Array]()
         future.set_result(self._known[key])
         return future

@@ -40,7 +40,7 @@ def _tile_cache(pid: int) -> TileCache:
 class OpenSlideSlide(Slide):
     """A slide read by OpenSlide.
 
-    Levels of plain TIFFs are read from the file itself where that gives the same pixels, which takes a quarter of the
+    Levels of plain TIFFs are read from the file itself where that gives the same pixels, which takes a third of the
     time. OpenSlide addresses coarser levels by level-0 pixels and interpolates where their downsample is not an
     integer, so that pixels are blurred and depend on where the region starts: levels that it must read are then read
     by cells of a fixed grid.
@@ -124,7 +124,8 @@ class OpenSlideSlide(Slide):
         return own if same else None
 
     def close(self) -> None:
-        self._own = {}
+        with self._lock:
+            self._own = {}
         super().close()
 
     def __getstate__(self) -> dict[str, Any]:

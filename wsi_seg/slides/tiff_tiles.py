@@ -1,7 +1,7 @@
 """Levels of a tiled TIFF, read tile by tile as they are in the file.
 
-OpenSlide gives the same pixels in four times as long: it goes through libtiff's RGBA interface and draws each tile on a
-canvas with transparency.
+OpenSlide gives the same pixels in three times as long: it goes through libtiff's RGBA interface and draws each tile on
+a canvas with transparency.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from wsi_seg.slides.base import RGB
 
 _numbers = itertools.count()  # unlike ids of objects, none is used again
 _NO_FRAME = (0xC4, 0xC8, 0xCC)  # of JPEG's markers C0 to CF, all others say how large the picture is
+_NO_LENGTH = (0x01, *range(0xD0, 0xDA))
+_OVERHEAD_BYTES = 1 << 16  # of what does not compress
 
 
 class TileCache:
@@ -66,15 +68,16 @@ class TiffTiles:
             if not all(page.databytecounts) or not all(page.dataoffsets):
                 raise ValueError("tiles are missing")
             self._decode, self._tables = page.decode, page.jpegtables
-            self._segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+            self._offsets = np.array(page.dataoffsets, np.uint64)
+            self._sizes = np.array(page.databytecounts, np.uint64)
             if page.compression not in _CLAIMS:
                 raise ValueError(f"compression {int(page.compression)}")
             self._claim = _CLAIMS[page.compression]
             self._tile_shape = int(page.tilelength), int(page.tilewidth)
         self._whole = Box(0, 0, width, height)
         self._columns = -(-width // self._tile_shape[1])
-        if len(self._segments) != self._columns * -(-height // self._tile_shape[0]):
-            raise ValueError(f"has {len(self._segments)} tiles, which do not cover it")
+        if not len(self._offsets) == len(self._sizes) == self._columns * -(-height // self._tile_shape[0]):
+            raise ValueError(f"has {len(self._offsets)} tiles, which do not cover it")
         self._cache, self._number = cache, next(_numbers)
         self._file = os.open(path, os.O_RDONLY)
 
@@ -86,7 +89,7 @@ class TiffTiles:
     @property
     def fullest(self) -> Box:
         """The box of the tile that takes most room in the file, which is the one with most to be seen."""
-        row, column = divmod(max(range(len(self._segments)), key=lambda k: self._segments[k][1]), self._columns)
+        row, column = divmod(int(self._sizes.argmax()), self._columns)
         return self._box(row, column).clipped(self._whole)
 
     def read(self, box: Box) -> RGB:
@@ -117,11 +120,13 @@ class TiffTiles:
         return tile
 
     def _decoded(self, index: int) -> RGB:
-        offset, size = self._segments[index]
+        offset, size, most = int(self._offsets[index]), int(self._sizes[index]), 3 * math.prod(self._tile_shape)
+        if size > 2 * most + _OVERHEAD_BYTES:
+            raise ValueError(f"tile {index} claims {size} bytes")
         data = os.pread(self._file, size, offset)
         if len(data) != size:
             raise ValueError(f"tile {index} should end at byte {offset + size}, but the file is shorter")
-        if self._claim is not None and math.prod(self._claim(data)) > math.prod(self._tile_shape):
+        if self._claim is not None and math.prod(self._claim(data)) > most:
             raise ValueError(f"tile {index} claims another size than the others")
         tile: Any = self._decode(data, index, jpegtables=self._tables)[0]
         if tile is None or tile.shape != (1, *self._tile_shape, 3) or tile.dtype != np.uint8:
@@ -139,29 +144,31 @@ def _only_page(file: tifffile.TiffFile, width: int, height: int) -> Any:  # noqa
     return fitting[0]
 
 
-def jpeg_size(data: bytes) -> tuple[int, int]:
-    """Return the (height, width) that a JPEG claims."""
+def jpeg_size(data: bytes) -> tuple[int, int, int]:
+    """Return the (height, width, samples) that a JPEG claims."""
     place = 2
-    while place + 9 <= len(data) and data[place] == 0xFF:
+    while place + 10 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
+        if marker in _NO_LENGTH:
+            break
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
-            height, width = struct.unpack(">HH", data[place + 5 : place + 9])
-            return height, width
+            height, width, samples = struct.unpack(">HHB", data[place + 5 : place + 10])
+            return height, width, samples
         place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4])
     raise ValueError("is not JPEG")
 
 
-def jpeg2000_size(data: bytes) -> tuple[int, int]:
-    """Return the (height, width) that a JPEG 2000 codestream claims."""
-    if len(data) < 24 or not data.startswith(b"\xff\x4f\xff\x51"):
+def jpeg2000_size(data: bytes) -> tuple[int, int, int]:
+    """Return the (height, width, samples) that a JPEG 2000 codestream claims."""
+    if len(data) < 42 or not data.startswith(b"\xff\x4f\xff\x51"):
         raise ValueError("is not a JPEG 2000 codestream")
     right, bottom, left, top = struct.unpack(">4I", data[8:24])
-    return bottom - top, right - left
+    return bottom - top, right - left, int.from_bytes(data[40:42])
 
 
 # The compressions that are decoded here. Where data have a size of their own, its decoder takes room for that, so it is
 # looked at first; for all others tifffile takes room for a tile and no more.
-_CLAIMS: dict[int, Callable[[bytes], tuple[int, int]] | None] = {
+_CLAIMS: dict[int, Callable[[bytes], tuple[int, int, int]] | None] = {
     **dict.fromkeys((1, 5, 8, 32773, 32946, 34925, 50000)),
     7: jpeg_size,
     **dict.fromkeys((33003, 33005, 34712), jpeg2000_size),
