@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -148,6 +149,7 @@ def in_process(command: list[str]) -> Measured:
 def one_round(slide: Path, folder: Path, number: int) -> dict[str, Measured]:
     """Measure a, b and c once."""
     out = folder / f"out{number}"
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier run
     wsi_seg = [str(Path(sys.executable).with_name("wsi-seg")), "run", str(slide), "--model", MODEL, "--out", str(out)]
     measured = {"limit": in_process([sys.executable, "-m", "benchmarks.throughput", "--child", "limit", str(slide)])}
     run = in_process([*wsi_seg, "--executor", "local", "--device", "cpu"])
