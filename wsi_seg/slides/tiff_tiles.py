@@ -16,14 +16,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import simplejpeg
 import tifffile
 
 from wsi_seg.geometry import Box
 from wsi_seg.slides.base import RGB
 
 _numbers = itertools.count()  # unlike ids of objects, none is used again
-_NO_FRAME = (0xC4, 0xC8, 0xCC)  # of JPEG's markers C0 to CF, all others say how large the picture is
-_NO_LENGTH = (0x01, *range(0xD0, 0xDA))
+_JPEG, _RGB, _YCBCR = 7, 2, 6  # TIFF's numbers
+_JPEG_2000 = (33003, 33005, 34712)
+_BOUNDED = (1, 5, 8, 32773, 32946, 34925, 50000)  # none, LZW, deflate, PackBits, LZMA, Zstandard
+_TRANSFORMS = {_RGB: b"\0", _YCBCR: b"\1"}  # of colours, as Adobe's segment of a JPEG says it
 _OVERHEAD_BYTES = 1 << 16  # of what does not compress
 
 
@@ -67,12 +70,9 @@ class TiffTiles:
             # a gap is white for libtiff and a coarser level's part for OpenSlide
             if not all(page.databytecounts) or not all(page.dataoffsets):
                 raise ValueError("tiles are missing")
-            self._decode, self._tables = page.decode, page.jpegtables
+            self._decode = _decoder(page)
             self._offsets = np.array(page.dataoffsets, np.uint64)
             self._sizes = np.array(page.databytecounts, np.uint64)
-            if page.compression not in _CLAIMS:
-                raise ValueError(f"compression {int(page.compression)}")
-            self._claim = _CLAIMS[page.compression]
             self._tile_shape = int(page.tilelength), int(page.tilewidth)
         self._whole = Box(0, 0, width, height)
         self._columns = -(-width // self._tile_shape[1])
@@ -126,13 +126,10 @@ class TiffTiles:
         data = os.pread(self._file, size, offset)
         if len(data) != size:
             raise ValueError(f"tile {index} should end at byte {offset + size}, but the file is shorter")
-        if self._claim is not None and math.prod(self._claim(data)) > most:
-            raise ValueError(f"tile {index} claims another size than the others")
-        tile: Any = self._decode(data, index, jpegtables=self._tables)[0]
-        if tile is None or tile.shape != (1, *self._tile_shape, 3) or tile.dtype != np.uint8:
+        tile = self._decode(data, index)
+        if tile.shape != (*self._tile_shape, 3) or tile.dtype != np.uint8:
             raise ValueError(f"tile {index} has another shape than the others")
-        decoded: RGB = tile[0]
-        return decoded
+        return tile
 
 
 def _only_page(file: tifffile.TiffFile, width: int, height: int) -> Any:  # noqa: ANN401
@@ -144,18 +141,42 @@ def _only_page(file: tifffile.TiffFile, width: int, height: int) -> Any:  # noqa
     return fitting[0]
 
 
-def jpeg_size(data: bytes) -> tuple[int, int, int]:
-    """Return the (height, width, samples) that a JPEG claims."""
-    place = 2
-    while place + 10 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker in _NO_LENGTH:
-            break
-        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
-            height, width, samples = struct.unpack(">HHB", data[place + 5 : place + 10])
-            return height, width, samples
-        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4])
-    raise ValueError("is not JPEG")
+def _decoder(page: Any) -> Callable[[bytes, int], RGB]:  # noqa: ANN401
+    """Return what makes pixels (rows, columns, 3) of the bytes of a tile and its index.
+
+    Data may claim any size, and a decoder takes room for what they claim, so that is looked at first; where they have
+    no size of their own, tifffile takes room for a tile and no more. What is damaged must not pass as pixels: of JPEG,
+    simplejpeg takes for an error what others let pass.
+    """
+    shape = int(page.tilelength), int(page.tilewidth)
+    decode = page.decode
+
+    def by_tifffile(data: bytes, index: int) -> RGB:
+        tile: Any = decode(data, index)[0]
+        pixels: RGB = tile[0]
+        return pixels
+
+    def jpeg2000(data: bytes, index: int) -> RGB:
+        if jpeg2000_size(data) != (*shape, 3):
+            raise ValueError(f"tile {index} claims another size than the others")
+        return by_tifffile(data, index)
+
+    def jpeg(data: bytes, index: int) -> RGB:
+        whole = head + data[2:]
+        if simplejpeg.decode_jpeg_header(whole)[:2] != shape:
+            raise ValueError(f"tile {index} claims another size than the others")
+        pixels: RGB = simplejpeg.decode_jpeg(whole, colorspace="RGB")
+        return pixels
+
+    if page.compression == _JPEG:
+        head = b"\xff\xd8\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + _TRANSFORMS[page.photometric]
+        head += (page.jpegtables or b"\xff\xd8\xff\xd9")[2:-2]  # between the marks of begin and end
+        return jpeg
+    if page.compression in _JPEG_2000:
+        return jpeg2000
+    if page.compression in _BOUNDED:
+        return by_tifffile
+    raise ValueError(f"compression {int(page.compression)}")
 
 
 def jpeg2000_size(data: bytes) -> tuple[int, int, int]:
@@ -164,12 +185,3 @@ def jpeg2000_size(data: bytes) -> tuple[int, int, int]:
         raise ValueError("is not a JPEG 2000 codestream")
     right, bottom, left, top = struct.unpack(">4I", data[8:24])
     return bottom - top, right - left, int.from_bytes(data[40:42])
-
-
-# The compressions that are decoded here. Where data have a size of their own, its decoder takes room for that, so it is
-# looked at first; for all others tifffile takes room for a tile and no more.
-_CLAIMS: dict[int, Callable[[bytes], tuple[int, int, int]] | None] = {
-    **dict.fromkeys((1, 5, 8, 32773, 32946, 34925, 50000)),
-    7: jpeg_size,
-    **dict.fromkeys((33003, 33005, 34712), jpeg2000_size),
-}
