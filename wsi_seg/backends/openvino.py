@@ -24,6 +24,10 @@ from wsi_seg.stopwatch import Stopwatch
 _PRECISIONS: dict[str, Precision] = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}
 _REUSED = 0.35  # of the layers' bytes are taken, since layers share memory where they do not live at once
 
+# Kept for ever: with it lives OpenVINO's CPU plugin, which gives the thread that loads it a stack for signals and takes
+# the memory away when it ends, in whichever thread that is. Ctrl-C would then crash the first one.
+_CORE = ov.Core()
+
 Pixels = npt.NDArray[np.float32]
 
 
@@ -46,7 +50,7 @@ class OpenVinoNetwork(Network):
         model.reshape([1, 3, spec.tile_px, spec.tile_px])
         # unpinned, since other threads work between, which would have to wait for pinned ones
         how = {"NUM_STREAMS": self.lanes, "INFERENCE_NUM_THREADS": self.lanes, "ENABLE_CPU_PINNING": False}
-        self._model = ov.Core().compile_model(model, "CPU", how)
+        self._model = _CORE.compile_model(model, "CPU", how)
         self.precision = _PRECISIONS[self._model.get_property("INFERENCE_PRECISION_HINT").to_string()]
         self._lanes = Lanes(self.lanes)
         self._requests = SimpleQueue[ov.InferRequest]()  # whose buffers are used again
@@ -60,7 +64,7 @@ class OpenVinoNetwork(Network):
         """Load a bundle; ModelError where OpenVINO cannot take it."""
         file = converted(bundle)
         try:
-            model = ov.Core().read_model(file)
+            model = _CORE.read_model(file)
         except RuntimeError:
             raise ModelError(f"{file}: is damaged; remove it, and it is made again") from None
         return cls(bundle.spec, model, bound)
