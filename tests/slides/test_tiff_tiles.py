@@ -118,6 +118,15 @@ def test_a_tile_that_claims_to_be_huge_is_refused_before_it_is_decoded(jpeg: str
     assert slide.read_level(0, Box(600, 300, 700, 400)).any(), "others can still be read"
 
 
+def test_a_tile_that_claims_to_take_too_much_of_the_file_is_not_read(picture: RGB, jpeg: str) -> None:
+    with tifffile.TiffFile(jpeg, mode="r+b") as file:
+        page: Any = file.pages[0]
+        page.tags["TileByteCounts"].overwrite([1 << 30, *page.databytecounts[1:]])
+    tiles = TiffTiles(jpeg, picture.shape[1], picture.shape[0], TileCache(1 << 20))
+    with pytest.raises(ValueError, match=f"tile 0 claims {1 << 30} bytes"):
+        tiles.read(Box(0, 0, 10, 10))
+
+
 def test_of_a_jpeg_what_others_let_pass_is_an_error(jpeg: str) -> None:
     """OpenSlide takes it for one too; without, a slide would be done with pixels that are not its own."""
     slide = opened(jpeg)

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import openvino as ov
 
 from wsi_seg.backends.conversion import LAYER_BYTES, converted
-from wsi_seg.backends.lanes import Lanes
 from wsi_seg.backends.network import Backend, Device, Network, Precision
+from wsi_seg.backends.priority import PriorityThreads
 from wsi_seg.bundles import Bundle
 from wsi_seg.config import ModelSpec
 from wsi_seg.errors import ModelError
@@ -52,7 +52,7 @@ class OpenVinoNetwork(Network):
         how = {"NUM_STREAMS": self.lanes, "INFERENCE_NUM_THREADS": self.lanes, "ENABLE_CPU_PINNING": False}
         self._model = _CORE.compile_model(model, "CPU", how)
         self.precision = _PRECISIONS[self._model.get_property("INFERENCE_PRECISION_HINT").to_string()]
-        self._lanes = Lanes(self.lanes)
+        self._lanes = PriorityThreads(self.lanes)
         self._requests = SimpleQueue[ov.InferRequest]()  # whose buffers are used again
         for _ in range(self.lanes):
             self._requests.put(self._model.create_infer_request())

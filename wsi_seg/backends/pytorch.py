@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from wsi_seg.architectures import dimensions_of
-from wsi_seg.backends.lanes import Lanes
 from wsi_seg.backends.network import Backend, Device, Network, Precision
+from wsi_seg.backends.priority import PriorityThreads
 from wsi_seg.bundles import Bundle
 from wsi_seg.config import ModelSpec
 from wsi_seg.nets import load_network
@@ -46,7 +46,7 @@ class TorchNetwork(Network):
     def __init__(self, spec: ModelSpec, network: nn.Module, device: Device, precision: Precision) -> None:
         self.spec, self.device, self.precision = spec, device, precision
         self.threads = torch.get_num_threads()
-        self._lanes = Lanes(1)
+        self._lanes = PriorityThreads(1)
         self._device = torch.device(device)
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
         self._planar = dimensions_of(spec.architecture) == 2

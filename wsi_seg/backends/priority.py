@@ -13,8 +13,8 @@ from wsi_seg.records import UInt8Array
 _Item = tuple[int, int, "Future[UInt8Array]", Callable[..., UInt8Array], tuple[Any, ...]]
 
 
-class Lanes:
-    """As many calls at once as there are lanes; of those that wait the one with the lowest order is next."""
+class PriorityThreads:
+    """As many calls at once as there are threads; of those that wait the one with the lowest order is next."""
 
     def __init__(self, count: int) -> None:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="wsi_seg network")
