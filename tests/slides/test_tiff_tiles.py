@@ -119,7 +119,7 @@ def test_a_tile_that_claims_to_be_huge_is_refused_before_it_is_decoded(jpeg: str
 
 
 def test_a_tile_that_claims_to_take_too_much_of_the_file_is_not_read(picture: RGB, jpeg: str) -> None:
-    with tifffile.TiffFile(jpeg, mode="r+b") as file:
+    with tifffile.TiffFile(jpeg, mode="r+") as file:
         page: Any = file.pages[0]
         page.tags["TileByteCounts"].overwrite([1 << 30, *page.databytecounts[1:]])
     tiles = TiffTiles(jpeg, picture.shape[1], picture.shape[0], TileCache(1 << 20))
