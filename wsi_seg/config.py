@@ -241,21 +241,23 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file.
-
-    Tags that would build objects are refused, keys given twice, and what never ends.
-    """
+    """Return the keys and values of a YAML file, see `parse_yaml`."""
     try:
-        text = path.read_text(encoding="utf-8")
-        _count_nodes(yaml.compose(text, Loader=_Loader), {})
-        values = yaml.load(text, _Loader)
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
-    except RecursionError:
-        raise UsageError(f"{path}: cannot be read as YAML (it is nested too deeply)") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected keys and values, got {type(values).__name__}")
     return values
+
+
+def parse_yaml(text: str) -> Any:  # noqa: ANN401
+    """Return the value of a text; YAMLError for tags that would build objects, doubled keys, and what never ends."""
+    try:
+        _count_nodes(yaml.compose(text, Loader=_Loader), {})
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 def _count_nodes(node: yaml.Node | None, known: dict[int, int]) -> int:

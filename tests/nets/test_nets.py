@@ -44,6 +44,11 @@ class TestUNetPlusPlus(NetContract):
     encoder = TINY
 
 
+class TestEfficientUNetPlusPlus(NetContract):
+    architecture = "effunetpp"
+    encoder = "tu-tf_efficientnet_lite0"
+
+
 class TestFlexUNet(NetContract):
     architecture = "flexunet"
     options = {"base_filters": 4, "num_layers": 4, "dilation": (2, 2), "activation": "mish"}  # noqa: RUF012

@@ -19,6 +19,7 @@ DPN = ((124, 117, 104), (59.8802, 59.8802, 59.8802))
         ("unet-efficientnetb0", None, IMAGENET),
         ("unet-mobilenetv2", None, IMAGENET),
         ("effunetpp", "efficientnet-b5", IMAGENET),
+        ("effunetpp", "tu-tf_efficientnet_lite0", ONE),
         ("transunet", None, IMAGENET),
         ("unetplusplus", "inceptionv4", ONE),
         ("unetplusplus", "xception", ONE),

@@ -147,3 +147,8 @@ def test_keys_are_set_in_all_stages(make_recipe: RecipeMaker) -> None:
 def test_what_cannot_be_set_is_named(texts: list[str]) -> None:
     with pytest.raises(UsageError, match="--set"):
         parse_changes(texts)
+
+
+def test_what_is_set_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--set schedule=.*the key 'steps' was given in line 1; keep one"):
+        parse_changes(["schedule={steps: 1, steps: 2}"])

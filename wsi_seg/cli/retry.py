@@ -25,9 +25,12 @@ def retry(out: str, verbose: bool, **options: Any) -> None:  # noqa: ANN401
 
     Exit code: 0 all of them done, 1 some failed again, 2 wrong usage.
     """
-    from wsi_seg.api import retry as retry_slides
     from wsi_seg.cli.ending import stoppable, tell
     from wsi_seg.cli.progress import shown_progress
+    from wsi_seg.process import importing
+
+    with importing():
+        from wsi_seg.api import retry as retry_slides
 
     with stoppable(out), shown_progress(verbose) as progress:
         results = retry_slides(out, progress=progress, **options)

@@ -74,6 +74,8 @@ def parse_changes(texts: Iterable[str]) -> dict[str, Any]:
     """Return {"schedule": {"steps": 300}} of "schedule.steps=300"; values are YAML."""
     import yaml
 
+    from wsi_seg.config import parse_yaml
+
     changes: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -84,10 +86,10 @@ def parse_changes(texts: Iterable[str]) -> dict[str, Any]:
         try:
             for key in above:
                 table = table.setdefault(key, {})
-            table[last] = yaml.safe_load(value)
-        except (yaml.YAMLError, AttributeError, TypeError):
+            table[last] = parse_yaml(value)
+        except (yaml.YAMLError, AttributeError, TypeError) as error:
             raise UsageError(
                 f"--set {text}: expected a value in YAML, such as 300 or {{preset: nuclei}}, and a key below no other "
-                "that is set"
+                f"that is set ({' '.join(str(error).split())})"
             ) from None
     return changes
