@@ -24,9 +24,11 @@ from PIL import Image
 from wsi_seg.annotations.pictures import read_rgb
 from wsi_seg.architectures import encoder_of
 from wsi_seg.bundles import find_bundle
+from wsi_seg.cli import main
 from wsi_seg.config import read_yaml
 from wsi_seg.dataset import open_dataset
 from wsi_seg.errors import ModelError, SlideError, SlideOpenError, UsageError
+from wsi_seg.objectstore import open_store
 from wsi_seg.slides import open_slide
 from wsi_seg.slides.image_reader import ImageSlide
 from wsi_seg.slides.inputs import find_slides
@@ -103,6 +105,27 @@ class TestNames:
         assert str(error) == "a\\x1b[2J\\nb\\udcff.svs: says \\x1b]0;owned\\x07 and more"
         assert len(SlideError("a.svs", "long " * 9999).reason) <= 1000
 
+    def test_names_that_are_no_text_or_drive_the_terminal(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """Windows makes names that are not UTF-8; a line of another name could be forged."""
+        names = [os.fsdecode(b"caf\xe9.tiff"), "forged\n[9|9] x: 5 nuclei\x1b]0;owned.tiff", "plain.tiff"]
+        slides, model = tmp_path / "slides", stub_model(tmp_path / "stub")
+        slides.mkdir()
+        for name in names:
+            write_tiff(Phantom(300, 300), slides / name)
+        (slides / "broken\x1b[1m.tiff").write_bytes(b"")
+        how = "--executor", "local", "--out", str(tmp_path / "out")
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(slides), "--model", str(model), *how])
+        said = "".join(capfd.readouterr())
+        assert ended.value.code == 1
+        assert "3 of 4 slides done" in said
+        assert "\x1b]0" not in said
+        assert "\x1b[1m" not in said
+        assert not any(line.startswith("[9|9]") for line in said.splitlines())
+        assert "caf\\udce9.tiff" in (tmp_path / "out" / "summary.csv").read_text()
+
 
 class TestUrls:
     """Only kinds of URL are followed that fetch bytes."""
@@ -115,6 +138,14 @@ class TestUrls:
         assert "is no URL that is followed" in refusal(url)
         with pytest.raises(UsageError, match="is no URL that is followed"):
             find_slides([url])
+        with pytest.raises(ValueError, match="is no URL that is followed"):
+            open_store(url)
+
+    def test_nor_those_of_a_manifest(self, tmp_path: Path) -> None:
+        manifest = tmp_path / "slides.csv"
+        manifest.write_text("path\nreference::file:///tmp/spec.svs\n")
+        with pytest.raises(UsageError, match=r"slides.csv, line 2: reference::file.*is no URL that is followed"):
+            find_slides([str(manifest)])
 
 
 class TestSize:

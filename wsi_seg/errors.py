@@ -18,6 +18,7 @@ A message says the fact, what was expected, and the next step, in one line.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -86,6 +87,14 @@ class DamageError(SlideError):
 def plain(text: str) -> str:
     """Return text as a terminal may show it: control characters, and what hides or turns others, are written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _made_plain(record: logging.LogRecord) -> bool:
+    record.msg, record.args = plain(record.getMessage()), ()
+    return True
+
+
+logging.getLogger("wsi_seg").addFilter(_made_plain)  # what is logged names files, too
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ Result = TypeVar("Result")
 PAUSES_S = (0.3, 1.0, 3.0, 9.0)
 """How long is waited before a request is made again; in all about 13 s, each by up to half more or less."""
 PIECE_BYTES = 16 << 20
+SCHEMES = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory")
 _THREADS = 4
 
 
@@ -50,12 +51,27 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, (*lasting, _NoRanges)) or type(error).__name__ == "NoCredentialsError"
 
 
+def url_problem(url: str) -> str:
+    """Return why a URL is not followed, empty where it is. Some kinds run code that the far side gives, or look around.
+
+    `reference://` renders templates, `a::b` puts kinds together.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme in SCHEMES and "::" not in url and rest:
+        return ""
+    return f"is no URL that is followed; expected one that begins with {', '.join(f'{known}://' for known in SCHEMES)}"
+
+
 def open_store(url: str) -> tuple[Any, str]:
     """Return the fsspec file system of a URL and the path in it. Nothing is asked of the store yet.
 
-    Raises ImportError where a package is missing, ValueError for an unknown kind of URL.
+    Everything remote comes through here. Raises ImportError where a package is missing, ValueError where the URL is
+    not followed.
     """
     import fsspec
+
+    if problem := url_problem(url):
+        raise ValueError(f"{url} {problem}")
 
     fs, path = fsspec.core.url_to_fs(url, **_options(url.partition("://")[0]))
     return fs, str(path)

@@ -60,14 +60,17 @@ def test_a_rerun_does_only_what_is_missing(
     assert counts["blocks_resumed"] >= min(done, 2)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "encrypted"])
 def test_a_damaged_block_is_done_again(
     damage: str, interrupted: Path, small_slide: Path, small_model: Path, reference: Path, digest: Digest
 ) -> None:
     block = sorted((interrupted / ".work" / "small" / "blocks").glob("*.block"))[0]
     content = bytearray(block.read_bytes())
+    sealed = content.copy()
+    sealed[content.rindex(b"PK\x01\x02") + 8] ^= 1  # the flags of a file in a zip; the first says that it is encrypted
     content[len(content) // 2] ^= 0xFF
-    block.write_bytes({"flipped": bytes(content), "truncated": bytes(content[:3000]), "empty": b""}[damage])
+    damaged = {"flipped": content, "truncated": content[:3000], "empty": b"", "encrypted": sealed}
+    block.write_bytes(damaged[damage])
     (result,) = run(small_slide, small_model, interrupted, executor="local", block_px=512)
     assert result.status == "done"
     assert digest(interrupted / "small") == digest(reference)

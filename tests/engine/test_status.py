@@ -127,13 +127,15 @@ def test_each_failed_slide_is_tried_as_it_was_asked_for(
     assert [record["identity"]["settings"]["measurements"] for record in records] == ["none", "full"]
 
 
+@pytest.mark.parametrize("file", ["nuclei.parquet", "run.json"])
 def test_retry_makes_damaged_results_anew(
-    phantoms: Path, stub: Path, quiet: Path, digest: Digest, tmp_path: Path
+    file: str, phantoms: Path, stub: Path, quiet: Path, digest: Digest, tmp_path: Path
 ) -> None:
-    for _ in range(2):
-        (result,) = run(phantoms / "a.tiff", stub, tmp_path, executor="local")
-        (tmp_path / "a" / "nuclei.parquet").write_bytes(b"")
+    run([phantoms / "a.tiff"], stub, tmp_path, executor="local")
+    (tmp_path / "a" / file).write_bytes(b"")
+    result, other = run([phantoms / "a.tiff", phantoms / "b.tiff"], stub, tmp_path, executor="local")
     assert result.kind == "damage"
+    assert other.status == "done"
     (result,) = retry(tmp_path)
     assert result.status == "done"
     assert digest(tmp_path / "a") == digest(quiet / "a")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from wsi_seg.errors import UsageError
+from wsi_seg.errors import SlideError, UsageError
+from wsi_seg.slides import open_slide
 from wsi_seg.slides.inputs import SlideSource, find_slides
 from wsi_seg.slides.paths import safe_name, stem
 
@@ -151,3 +154,27 @@ class TestManifest:
     def test_errors(self, tmp_path: Path, text: str, message: str) -> None:
         with pytest.raises(UsageError, match=message):
             find_slides([self.write(tmp_path, text)])
+
+
+def test_a_link_that_leads_nowhere_is_a_slide_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "gone.svs").symlink_to(tmp_path / "elsewhere.svs")
+    (source,) = find_slides([str(tmp_path)])
+    with pytest.raises(SlideError, match="no such file"):
+        open_slide(source.path)
+
+
+def test_a_folder_that_cannot_be_listed_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "a.png").write_bytes(b"")
+    listdir = os.listdir
+
+    def refusing(path: str) -> list[str]:  # root may list everything
+        if path.endswith("lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refusing)
+    assert [source.name for source in find_slides([str(tmp_path)])] == ["a"]
+    assert "lost+found: cannot be listed (Permission denied); slides in it are left out" in caplog.text

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wsi_seg.errors import plain
+
 if TYPE_CHECKING:
     from wsi_seg.records import SlideResult
 
@@ -21,7 +23,7 @@ def tell(results: Sequence[SlideResult], out: str) -> None:
     left = [result for result in results if result.status != "done"]
     for result in left:
         colour = "red" if result.status == "failed" else "yellow"
-        click.secho(f"{result.status}: {result.path}: {result.reason}", fg=colour, err=True)
+        click.secho(f"{result.status}: {plain(result.path)}: {result.reason}", fg=colour, err=True)
     if any(result.status == "failed" for result in left):
         click.echo(f"`wsi-seg retry {out}` tries the failed ones again", err=True)
     if left:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from wsi_seg.errors import WsiSegError
+from wsi_seg.errors import WsiSegError, plain
 
 # name -> (module:attribute, one line for the list of commands)
 _COMMANDS = {
@@ -73,7 +73,7 @@ def _explain(error: Exception) -> None:
         import traceback
 
         traceback.print_exception(error)
-    text = " ".join(str(error).split())
+    text = plain(" ".join(str(error).split()))
     name = "" if isinstance(error, WsiSegError) else f"{type(error).__name__}: "
     click.secho(f"Error: {name}{text}", fg="red", err=True)
 

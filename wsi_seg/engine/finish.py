@@ -19,9 +19,10 @@ import pyarrow as pa
 from wsi_seg.config import LABEL_CHUNK_PX
 from wsi_seg.engine.contents import seal
 from wsi_seg.engine.gallery import Gallery
+from wsi_seg.engine.layout import LABELS
 from wsi_seg.engine.ledger import Ledger
 from wsi_seg.engine.staining import unnormalised_tiles
-from wsi_seg.errors import StorageError
+from wsi_seg.errors import StorageError, plain
 from wsi_seg.export.geojson import ROWS_PER_PART, GeoJsonWriter
 from wsi_seg.export.ids import nucleus_uuids
 from wsi_seg.export.ome_zarr import LabelWriter
@@ -56,11 +57,11 @@ def finish_slide(plan: SlidePlan, info: RunInfo, out: Path, peak_memory_mb: floa
     numbering = Numbering(plan, ledger, commits)
     if plan.blocks and not numbering.total:
         doubt = f"no nuclei were found in {plan.tissue_mm2:.2f} mm2 of tissue; check the stain, and that the slide has "
-        plan = replace(plan, warnings=(*plan.warnings, f"{plan.path}: {doubt}{plan.mpp_l0:.4g} um/px"))
+        plan = replace(plan, warnings=(*plan.warnings, f"{plain(plan.path)}: {doubt}{plan.mpp_l0:.4g} um/px"))
     gallery = Gallery(plan)
     with ledger.finishing() as folder:
         with ThreadPoolExecutor(1) as beside:
-            labels = beside.submit(_write_labels, plan, numbering, ledger, folder / "labels.zarr", watch)
+            labels = beside.submit(_write_labels, plan, numbering, ledger, folder / LABELS, watch)
             with watch("features"):
                 _write_nuclei(plan, numbering, gallery, folder)
             with watch("overview"):

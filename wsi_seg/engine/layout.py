@@ -15,6 +15,7 @@ from __future__ import annotations
 
 SUMMARY_FILE = "summary.csv"
 RUN_FILE = "run.json"
+LABELS = "labels.zarr"
 RUNS = ".runs"
 WORK = ".work"
 PLAN_FILE = "plan.json"

@@ -12,7 +12,7 @@ import shutil
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from wsi_seg.engine.contents import damage
-from wsi_seg.engine.layout import FAILURE_FILE, PLAN_FILE, RUN_FILE, TRASH, WORK
+from wsi_seg.engine.layout import FAILURE_FILE, LABELS, PLAN_FILE, RUN_FILE, TRASH, WORK
 from wsi_seg.errors import DamageError, OutputError, StorageError
 from wsi_seg.files import TEMPORARY, replacing, sync
 from wsi_seg.records import Block, Commit, SlidePlan
@@ -66,11 +66,16 @@ class Ledger:
         return cls(out, plan.name, plan.settings.block_px)
 
     def identity(self) -> dict[str, Any] | None:
-        """Return what the results or half-made results here were made with, None where there are none."""
-        for path in (self.final / RUN_FILE, self.work / PLAN_FILE):
-            if path.is_file():
-                return dict(_read_json(path, "identity")["identity"])
-        if self.final.exists():
+        """Return what the results or half-made results here were made with.
+
+        None where there are none, and where a finished slide's record is damaged, which `record` tells.
+        """
+        if self.done:
+            with suppress(DamageError):
+                return dict(self._record()["identity"])
+        elif (self.work / PLAN_FILE).is_file():
+            return dict(_read_json(self.work / PLAN_FILE, "identity")["identity"])
+        elif self.final.exists():
             raise self._foreign()
         return None
 
@@ -83,12 +88,22 @@ class Ledger:
 
     def record(self) -> dict[str, Any]:
         """Return the run.json of a finished slide; DamageError where its outputs are not as they were written."""
-        record = _read_json(self.final / RUN_FILE, "identity")
-        harm = damage(self.final, record["contents"]) if "contents" in record else ""
-        if harm:
-            what = f"the finished results under {self.final} are not as they were written: {harm}"
-            raise DamageError(self.name, f"{what}; `wsi-seg retry {self.out}` makes them anew")
+        record = self._record()
+        if harm := damage(self.final, record["contents"]) if "contents" in record else "":
+            raise self._damaged(harm)
         return record
+
+    def _record(self) -> dict[str, Any]:
+        try:
+            return _read_json(self.final / RUN_FILE, "identity")
+        except OutputError:
+            if (self.final / LABELS).is_dir():
+                raise self._damaged(f"{RUN_FILE} cannot be read") from None
+            raise  # a folder of something else
+
+    def _damaged(self, harm: str) -> DamageError:
+        what = f"the finished results under {self.final} are not as they were written: {harm}"
+        return DamageError(self.name, f"{what}; `wsi-seg retry {self.out}` makes them anew")
 
     def begin(self, plan: SlidePlan, identity: Mapping[str, Any]) -> None:
         """Make the working folder and record the plan; drop blocks of nobody knows what, and what kills left."""
@@ -242,11 +257,12 @@ def _make_folder(path: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a block's file is as it was written; a damaged one is removed."""
+    """Whether a block's file is as it was written; a damaged one is removed. OSError: the disk does not give it."""
+    content = io.BytesIO(path.read_bytes())
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(content) as archive:
             whole = archive.testzip() is None
-    except zipfile.BadZipFile:
+    except Exception:  # damage looks like other kinds of ZIP too: encrypted, compressed, in several parts
         whole = False
     if not whole:
         path.unlink()

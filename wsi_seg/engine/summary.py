@@ -53,7 +53,7 @@ class Summary:
         writer.writerows(rows[name] for name in sorted(rows, key=lambda name: (name.casefold(), name)))
         try:
             with replacing(self._file) as file:
-                file.write(text.getvalue().encode())
+                file.write(text.getvalue().encode(errors="backslashreplace"))  # names of files need not be text
         except OSError as error:
             raise OutputError(f"{self._file}: cannot be written ({error.strerror}); make room and run again") from None
 

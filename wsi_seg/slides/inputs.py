@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import os
 import warnings
 from collections import Counter
@@ -11,9 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wsi_seg.errors import UsageError
+from wsi_seg.objectstore import url_problem
 from wsi_seg.slides.manifest import read_manifest
-from wsi_seg.slides.paths import SUFFIXES, is_zarr, safe_name, same_name, stem, url_problem
+from wsi_seg.slides.paths import SUFFIXES, is_zarr, safe_name, same_name, stem
 from wsi_seg.slides.remote import list_slides, names_one_slide
+
+log = logging.getLogger("wsi_seg")
 
 _DICOM = (".dcm", ".dicom")
 
@@ -97,7 +101,12 @@ def _walk(folder: str, seen: set[str]) -> Iterator[str]:
     if real in seen or _is_result(folder):
         return
     seen.add(real)
-    entries = [os.path.join(folder, entry) for entry in sorted(os.listdir(folder)) if not entry.startswith(".")]
+    try:
+        inside = sorted(os.listdir(folder))
+    except OSError as error:
+        log.warning("%s: cannot be listed (%s); slides in it are left out", folder, error.strerror)
+        return
+    entries = [os.path.join(folder, entry) for entry in inside if not entry.startswith(".")]
     folders = [entry for entry in entries if os.path.isdir(entry)]
     yield from _one_per_series(_without_parts([entry for entry in entries if _looks_like_slide(entry)]))
     for entry in folders:
@@ -114,7 +123,8 @@ def _is_result(folder: str) -> bool:
 
 
 def _looks_like_slide(path: str) -> bool:
-    return os.path.isfile(path) and _named_like_slide(path)
+    """Whether a file has a slide's ending; a link that leads nowhere is a slide that cannot be opened."""
+    return (os.path.isfile(path) or not os.path.exists(path)) and _named_like_slide(path)
 
 
 def _named_like_slide(path: str) -> bool:

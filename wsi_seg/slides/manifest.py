@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 from wsi_seg.errors import UsageError, suggest
+from wsi_seg.objectstore import url_problem
 from wsi_seg.slides.mpp import check_mpp
 from wsi_seg.slides.paths import safe_name
 
@@ -60,6 +61,8 @@ def _row(manifest: str, line: int, values: dict[str | None, str | list[str] | No
 
 def _resolve(where: str, manifest: str, path: str) -> str:
     if "://" in path:
+        if problem := url_problem(path):
+            raise UsageError(f"{where}: {path}: {problem}")
         return path
     path = os.path.expanduser(path)
     if not os.path.isabs(path):

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from urllib.parse import unquote, urlsplit
 
 from wsi_seg.errors import SlideError, SlideOpenError
+from wsi_seg.objectstore import url_problem
 from wsi_seg.slides.base import Slide
-from wsi_seg.slides.paths import is_zarr, url_problem
+from wsi_seg.slides.paths import is_zarr
 from wsi_seg.slides.remote import Copy, is_remote_file
 from wsi_seg.slides.tiff_check import MAGIC, defect
 

@@ -13,7 +13,6 @@ _GENERAL = (".tif", ".tiff", ".btf", ".tf8", ".dcm", ".dicom", ".jp2", ".j2k", "
 SUFFIXES = (*_SCANNERS, *_GENERAL)
 """Endings of slides that are files."""
 ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
-SCHEMES = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory")
 _UNSAFE = '/\\:*?"<>|'
 _MOST_BYTES = 160
 _TAKEN = {"summary.csv", "con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(10))}
@@ -51,17 +50,6 @@ def same_name(name: str) -> str:
 
 def _is_unsafe(character: str) -> bool:
     return not character.isprintable() or any(c in _UNSAFE for c in unicodedata.normalize("NFKC", character))
-
-
-def url_problem(url: str) -> str:
-    """Return why a URL is not followed, empty where it is. Some kinds run code that the far side gives, or look around.
-
-    `reference://` renders templates, `a::b` puts kinds together.
-    """
-    scheme, _, rest = url.partition("://")
-    if scheme in SCHEMES and "::" not in url and rest:
-        return ""
-    return f"is no URL that is followed; expected one that begins with {', '.join(f'{known}://' for known in SCHEMES)}"
 
 
 def is_zarr(path: str) -> bool:

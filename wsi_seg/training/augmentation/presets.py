@@ -17,11 +17,11 @@ _NUCLEI: Preset = {
     "scale": {"factor": [0.7, 1.4]},
     "grid_elastic": {"largest_px": 4.0, "points": 5},
     "stain": {"factor": [0.6, 1.5]},
-    "blur": {"sigma": [0.0, 1.5]},
+    "blur": {"sigma": [0.0, 1.2], "p": 0.3},  # most slides are sharp
     "gamma": {"factor": [0.85, 1.18]},
     "contrast": {"factor": [0.8, 1.25]},
     "brightness": {"add": [-0.06, 0.06]},
-    "noise": {"deviation": [0.0, 0.03]},
+    "noise": {"deviation": [0.0, 0.03], "p": 0.5},
 }
 
 # EfficientUNet++ on MoNuSeg (tuan-ld/breast-tumor-cell-nuclei-segmentation), with albumentations 1.0
