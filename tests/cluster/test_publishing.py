@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from wsi_seg import objectstore
-from wsi_seg.api import run
+from wsi_seg.api import retry, run
 from wsi_seg.engine.progress import Silent
+from wsi_seg.engine.publishing import Publisher
+from wsi_seg.engine.status import read_status
 from wsi_seg.errors import OutputError, ResumeError, UsageError
 from wsi_seg.records import Commit, SlidePlan, SlideResult
 from wsi_seg.testing.store import S3Store
@@ -86,9 +88,42 @@ def test_what_cannot_be_stored_is_kept_and_stored_by_the_next_run(
     assert "cannot be stored under s3://bucket/results" in results[0].reason
     store.failing = 0.0
     assert "results/small/run.json" not in store.files()
+    assert [slide.state for slide in read_status(tmp_path).slides] == ["failed"]
+    (result,) = retry(tmp_path)
+    assert result.status == "done"
+    assert [slide.state for slide in read_status(tmp_path).slides] == ["done"]
+    assert "results/small/run.json" in store.files()
+
+
+def test_two_runs_with_one_working_folder_store_a_slide_once(
+    store: S3Store, slides: Path, stub: Path, tmp_path: Path
+) -> None:
+    """The second learns that the slide is done while the first stores it."""
+    run(slides / "small.tiff", stub, tmp_path, executor="local", block_px=1024)
+    files = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "small").rglob("*") if path.is_file()}
+    done = SlideResult("small", str(slides / "small.tiff"), "done")
+    publishers = [Publisher(f"{store.url}/results", tmp_path, Silent()) for _ in range(2)]
+    for publisher in publishers:
+        publisher.prepare(["small"])
+        publisher.ended(done)
+    for publisher in publishers:
+        assert [result.status for result in publisher.results([done])] == ["done"]
+        publisher.close()
+    written = [path for method, path in store.requests if method == "PUT" and "/results/small/" in path]
+    assert {path.partition("results/")[2] for path in written} == files
+    assert len(written) == len(files)
+    assert not (tmp_path / ".work").exists()
+
+
+@pytest.mark.parametrize("left", [(), (".run.json.1.tmp",)])
+def test_a_kill_before_a_record_is_written_blocks_nothing(
+    left: tuple[str, ...], store: S3Store, slides: Path, stub: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "small").mkdir()
+    for name in left:
+        (tmp_path / "small" / name).write_bytes(b"{")
     (result,) = do(store, slides / "small.tiff", stub, tmp_path)
     assert result.status == "done"
-    assert "results/small/run.json" in store.files()
 
 
 def test_a_url_needs_a_folder_to_work_in_and_a_store_that_takes_it(

@@ -74,6 +74,7 @@ class Claims:
         self._held: dict[str, Path] = {}
         self._lost: set[str] = set()
         self._closing = threading.Event()
+        self._starting = threading.Lock()
         self._renewer = threading.Thread(target=self._renew, name="wsi_seg claims", daemon=True)
 
     def take(self, slide: str) -> Claim | None:
@@ -97,8 +98,9 @@ class Claims:
     def _hold(self, slide: str, path: Path) -> None:
         self._held[slide] = path
         self._lost.discard(slide)
-        if not self._renewer.ident:
-            self._renewer.start()
+        with self._starting:
+            if not self._renewer.ident:
+                self._renewer.start()
 
     def give_back(self, slide: str) -> None:
         """Let others have a slide."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,17 +17,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wsi_seg.engine.layout import RUN_FILE, SUMMARY_FILE, TRASH, WORK
+from wsi_seg.engine.layout import RUN_FILE, SUMMARY_FILE, WORK
+from wsi_seg.engine.ledger import Ledger
+from wsi_seg.engine.lock import Claims
 from wsi_seg.engine.progress import Progress
 from wsi_seg.engine.summary import Summary
-from wsi_seg.errors import OutputError
-from wsi_seg.files import replacing
+from wsi_seg.errors import OutputError, WsiSegError
+from wsi_seg.files import TEMPORARY, replacing
 from wsi_seg.objectstore import open_store, retrying
 from wsi_seg.records import Commit, SlidePlan, SlideResult
 
 _STORED = "stored_at"  # in the run.json that stands for results elsewhere
 _SLIDES_AT_ONCE = 2
 _FILES_AT_ONCE = 8  # of each
+_ASK_S = 1.0  # whether another run has stored a slide
 
 
 class Publisher:
@@ -41,6 +45,7 @@ class Publisher:
         self._told = told
         self._pool = ThreadPoolExecutor(_SLIDES_AT_ONCE, thread_name_prefix="wsi_seg store")
         self._stored: dict[str, Future[None]] = {}
+        self._claims, self._closing = Claims(work), threading.Event()
 
     def prepare(self, names: Iterable[str]) -> None:
         """Learn which slides are stored already. OutputError where the store cannot be written to."""
@@ -58,7 +63,7 @@ class Publisher:
     def _learn(self, name: str) -> None:
         """Let the working folder say whether a slide is stored; results that are not stored yet stay."""
         folder = self._work / name
-        if folder.exists() and not self._stands_for_stored(folder):
+        if folder.exists() and not self._stands_for_stored(folder) and not _is_begun(folder):
             return
         try:
             record = json.loads(retrying(lambda: self._fs.cat_file(self._key(name, RUN_FILE))))
@@ -74,12 +79,30 @@ class Publisher:
             return False
 
     def _stand_for(self, folder: Path, record: dict[str, Any]) -> None:
+        """Let a folder have nothing but a record that says where the rest is; a kill at any moment does no harm."""
         record.pop("contents", None)  # which are elsewhere
         folder.mkdir(exist_ok=True)
         with replacing(folder / RUN_FILE) as file:
             file.write(json.dumps({**record, _STORED: f"{self._url}/{folder.name}"}, indent=1).encode() + b"\n")
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != RUN_FILE:
+                path.unlink(missing_ok=True)
 
     def _store(self, name: str) -> None:
+        """Store a finished slide, unless another run with the same working folder does."""
+        claim = f".store.{name}"  # no slide's name begins with a dot
+        while self._claims.take(claim) is not None:
+            if self._closing.wait(_ASK_S):
+                return
+        try:
+            if not self._stands_for_stored(self._work / name):
+                self._upload(name)
+        finally:
+            self._claims.give_back(claim)
+
+    def _upload(self, name: str) -> None:
         """Store a finished slide, then keep only its run.json here."""
         folder = self._work / name
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RUN_FILE)
@@ -92,12 +115,7 @@ class Publisher:
             list(pool.map(self._put, wanted.values(), wanted))
             list(pool.map(self._remove, before - wanted.keys() - {last}))
         self._put(folder / RUN_FILE, last)
-        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        aside = self._work / WORK / f"{TRASH}{uuid.uuid4().hex}"
-        aside.parent.mkdir(exist_ok=True)
-        folder.rename(aside)
-        self._stand_for(folder, record)
-        shutil.rmtree(aside, ignore_errors=True)
+        self._stand_for(folder, json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
 
     def _keys(self, name: str) -> set[str]:
         def ask() -> set[str]:
@@ -133,11 +151,15 @@ class Publisher:
         if error is None:
             return result
         reason = f"is done, but cannot be stored under {self._url} ({_said(error)}); run the same command again"
+        with suppress(WsiSegError):
+            Ledger(self._work, result.name).quarantine({"path": result.path, "kind": "storage", "reason": reason})
         return replace(result, status="failed", reason=reason, kind="storage")
 
     def close(self) -> None:
         """Begin with no further slide."""
+        self._closing.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._claims.close()
         with suppress(OSError):
             (self._work / WORK).rmdir()
 
@@ -159,6 +181,11 @@ class Publisher:
         if result.status == "done" and not self._stands_for_stored(self._work / result.name):
             self._stored[result.name] = self._pool.submit(self._store, result.name)
         self._told.ended(result)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what a kill left of its first file."""
+    return all(path.name.endswith(TEMPORARY) for path in folder.iterdir())
 
 
 def _said(error: BaseException) -> str:
