@@ -15,6 +15,7 @@ from wsi_seg.engine.watchdog import LIMIT_S, WARN_S, Watchdog
 from wsi_seg.engine.worker import Job
 from wsi_seg.geometry import Box
 from wsi_seg.slides.base import Slide
+from wsi_seg.slides.inputs import SlideSource
 
 Method = Callable[[Slide, int, Box], object]
 
@@ -129,3 +130,12 @@ def test_a_slide_whose_reading_hangs_does_not_hold_up_the_others(
     assert [(result.status, result.kind) for result in results] == [("done", ""), ("failed", "stall"), ("done", "")]
     assert "block 0000" in results[1].reason and "it is given up" in results[1].reason
     assert not (tmp_path / WORK / CLAIMS).exists()
+
+
+def test_a_slide_that_is_fetched_may_take_a_day_more() -> None:
+    watched = Watched()
+    settings = object()
+    for path in ("https://example.org/large.svs", "/slides/hangs.svs"):
+        watched.begin(Job("plan", path, (SlideSource(path, "name"), settings)))
+    assert watched.after(6 * LIMIT_S, ending="others") == ["/slides/hangs.svs"]
+    assert watched.after(watchdog.FETCH_S, ending="others") == ["https://example.org/large.svs"]

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wsi_seg.engine.worker import Job
+from wsi_seg.records import SlidePlan
+from wsi_seg.slides.inputs import SlideSource
+from wsi_seg.slides.remote import is_remote_file
 
 log = logging.getLogger("wsi_seg")
 
@@ -15,6 +18,8 @@ WARN_S = 120.0
 """No job is spoken of sooner; nor before it takes _SLOW times as long as the longest of its kind."""
 LIMIT_S = 1800.0
 """No job is given up sooner; nor before it takes _HUNG times as long as the longest of its kind."""
+FETCH_S = 86_400.0
+"""How much longer a job may take whose slide may have to be fetched; servers that are silent are given up sooner."""
 _SLOW, _HUNG = 5, 20
 _VERY_LONG = 4  # times the limit
 _ASLEEP_S = 60.0  # a longer gap between looks means that this process was stopped, and perhaps all were
@@ -72,6 +77,7 @@ class Watchdog:
                 watch.warn_at = 2 * took
                 log.warning("%s: %s", watch.job.slide, _told(watch.job, took, longest))
             limit = max(LIMIT_S, _HUNG * longest) if longest else 4 * LIMIT_S
+            limit += FETCH_S * _is_remote(watch.job)
             if watch.job.method not in ("plan", "block") or took < limit:
                 continue
             if took > _VERY_LONG * limit or self._is_at_fault(watch, now):
@@ -81,6 +87,11 @@ class Watchdog:
     def _is_at_fault(self, watch: _Watch, now: float) -> bool:
         slides = {other.job.slide for other in self._watches.values()}
         return now - self._last_end < (now - watch.begun) / 2 or slides == {watch.job.slide}
+
+
+def _is_remote(job: Job) -> bool:
+    """Whether the slide of a plan or block may first have to be copied to its machine."""
+    return any(is_remote_file(about.path) for about in job.arguments if isinstance(about, (SlideSource, SlidePlan)))
 
 
 def _told(job: Job, took: float, longest: float | None) -> str:
