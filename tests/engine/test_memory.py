@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from wsi_seg.api import run
+from wsi_seg.api import run, run_settings
 from wsi_seg.backends import load_onto
 from wsi_seg.bundles import find_bundle
 from wsi_seg.engine import memory
@@ -27,6 +28,7 @@ from wsi_seg.geometry import Box
 from wsi_seg.nets.footprint import forward_bytes
 from wsi_seg.process import held_bytes, machine_bytes, peak_memory_mb
 from wsi_seg.records import Block
+from wsi_seg.slides.inputs import SlideSource
 from wsi_seg.testing.phantom import Phantom
 from wsi_seg.testing.phantom_files import write_zarr
 from wsi_seg.testing.stub import stub_model
@@ -142,6 +144,20 @@ def test_results_do_not_depend_on_it(
     assert result.status == "done"
     assert json.loads((tmp_path / "out/a/run.json").read_text())["environment"]["block_px"] == 512
     assert digest(tmp_path / "out/a") == digest(quiet / "a")
+
+
+def test_pictures_that_are_decoded_whole_do_not_pile_up(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phantom = Phantom(256, 256)
+    monkeypatch.setattr("wsi_seg.engine.worker._HELD_BYTES", phantom.pixels(phantom.box_l0).nbytes)
+    worker = Worker(WorkerOptions(str(stub), tmp_path, "cpu"))
+    settings = run_settings({}, "cpu")
+    for number in range(4):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(phantom.pixels(phantom.box_l0)).save(path)
+        worker._plane(worker.plan(SlideSource(str(path), path.stem, 0.25), settings))
+    assert [Path(path).name for path, _ in worker._slides] == ["1.png", "2.png", "3.png"]
 
 
 def test_refused_before_anything_starts(

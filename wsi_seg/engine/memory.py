@@ -10,7 +10,8 @@ A worker of a slide holds, whatever the slide's size and the number of its nucle
 - the tiles that these windows are put together from, and those that the blocks below want too: the last rows of a band
   of blocks, see `engine.lanes`.
 
-The constants are measured, see benchmarks/memory.py. Volumes are held in memory whole and come on top.
+The constants are measured, see benchmarks/memory.py. Volumes, and slides that are decoded whole (PNG, JPEG, BMP, JPEG
+2000, TIFFs of one strip), come on top.
 """
 
 from __future__ import annotations

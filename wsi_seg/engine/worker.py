@@ -34,6 +34,7 @@ log = logging.getLogger("wsi_seg")
 
 JOBS_PER_WORKER = 2  # one block reads, separates and writes while the network is busy with the other
 _OPEN_SLIDES = 4
+_HELD_BYTES = 300e6  # that open slides beside those in work may take
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,11 @@ class Worker:
         with self._lock:
             if key not in self._slides:
                 self._slides[key] = reopen(plan)
-                if len(self._slides) > _OPEN_SLIDES:
+                while self._too_many_open():
                     self._slides.popitem(last=False)[1][0].close()
             self._slides.move_to_end(key)
             return self._slides[key][1]
+
+    def _too_many_open(self) -> bool:
+        spare = list(self._slides.values())[:-JOBS_PER_WORKER]
+        return len(self._slides) > _OPEN_SLIDES or sum(slide.held_bytes() for slide, _ in spare) > _HELD_BYTES

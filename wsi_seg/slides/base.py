@@ -216,6 +216,10 @@ class Slide(ABC):
         if handle is not None and handle[0] == os.getpid():
             self._close_handle(handle[1])
 
+    def held_bytes(self) -> int:
+        """Return how much memory the slide takes as long as it is open, where it is held decoded."""
+        return 0
+
     # Inner workings.
 
     def _get_handle(self) -> Any:  # noqa: ANN401

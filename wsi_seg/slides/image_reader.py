@@ -71,5 +71,8 @@ class ImageSlide(Slide):
         pixels: RGB = self._get_handle()
         return pixels[box.y0 : box.y1, box.x0 : box.x1]
 
+    def held_bytes(self) -> int:
+        return int(self._get_handle().nbytes)
+
     def _digest(self) -> str:
         return file_digest(self._location)

@@ -46,6 +46,10 @@ class TiffSlide(LevelsSlide):
             if isinstance(level, zarr.Array):
                 level.store.close()
 
+    def held_bytes(self) -> int:
+        held = (level for level in self._get_handle().levels if isinstance(level, np.ndarray))
+        return sum(level.nbytes for level in held if not isinstance(level.base, np.memmap))
+
     def _digest(self) -> str:
         return file_digest(self._location)
 
