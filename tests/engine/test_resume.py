@@ -70,7 +70,7 @@ def test_a_damaged_block_is_done_again(
     sealed[content.rindex(b"PK\x01\x02") + 8] ^= 1  # the flags of a file in a zip; the first says that it is encrypted
     content[len(content) // 2] ^= 0xFF
     damaged = {"flipped": content, "truncated": content[:3000], "empty": b"", "encrypted": sealed}
-    block.write_bytes(damaged[damage])
+    block.write_bytes(bytes(damaged[damage]))
     (result,) = run(small_slide, small_model, interrupted, executor="local", block_px=512)
     assert result.status == "done"
     assert digest(interrupted / "small") == digest(reference)

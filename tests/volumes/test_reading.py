@@ -160,3 +160,15 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     for suffix in (".tif", ".zarr"):
         a, b, c = (fingerprint_of(str(tmp_path / f"{name}{suffix}")) for name in "abc")
         assert a == b != c
+
+
+def test_a_file_of_endless_pages_is_not_gone_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its header would be read for minutes before anything starts."""
+    path = tmp_path / "pages.tif"
+    with tifffile.TiffWriter(path) as file:
+        for _ in range(30):
+            file.write(np.zeros((64, 64), np.uint8), contiguous=False, metadata=None)
+    assert is_volume(str(path))
+    monkeypatch.setattr("wsi_seg.volumes.reading._MOST_SLICES", 29)
+    monkeypatch.setattr(tifffile, "TiffFile", None)
+    assert not is_volume(str(path))

@@ -12,6 +12,7 @@ from wsi_seg.errors import ResumeError
 from wsi_seg.slides import open_slide
 from wsi_seg.slides.inputs import SlideSource
 from wsi_seg.slides.remote import is_remote_file, version_of
+from wsi_seg.slides.trial import try_out
 from wsi_seg.volumes.reading import fingerprint_of
 
 
@@ -73,5 +74,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _fingerprint(source: SlideSource) -> str:
     if source.volume:
         return fingerprint_of(source.path)
+    try_out(source.path, source.mpp)
     with open_slide(source.path, mpp=source.mpp) as slide:
         return slide.fingerprint

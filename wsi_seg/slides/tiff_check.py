@@ -35,13 +35,23 @@ def defect(path: str, head: bytes) -> str:
     return ""
 
 
-def _directories(file: BinaryIO, head: bytes, size: int) -> Iterator[tuple[int, Tags | None]]:
+def has_more_directories(path: str, limit: int) -> bool:
+    """Whether a TIFF has more directories than `limit`; libraries take a millisecond for each."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+        chain = _directories(file, head, os.path.getsize(path), limit + 1)
+        return head.startswith(MAGIC) and sum(1 for _ in chain) > limit
+
+
+def _directories(
+    file: BinaryIO, head: bytes, size: int, most: int = _MOST_DIRECTORIES
+) -> Iterator[tuple[int, Tags | None]]:
     """Yield the offset of each directory of the chain that begins in the header, and its tags, None where it is cut."""
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     big = head[2:4] in (b"+\0", b"\0+")
     offset_bytes, count_bytes, entry_bytes = (8, 8, 20) if big else (4, 2, 12)
     offset = int.from_bytes(head[8:16] if big else head[4:8], order)
-    for _ in range(_MOST_DIRECTORIES):
+    for _ in range(most):
         if offset == 0:
             return
         if offset >= size:

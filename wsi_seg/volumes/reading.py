@@ -22,6 +22,7 @@ from wsi_seg.slides.base import OR_CONVERT
 from wsi_seg.slides.fingerprint import digest_of, file_digest
 from wsi_seg.slides.mpp import require_mpp, settle_mpp
 from wsi_seg.slides.paths import is_zarr
+from wsi_seg.slides.tiff_check import has_more_directories
 from wsi_seg.slides.tiff_reader import check_ome, mpp_xy, spacing_um
 from wsi_seg.slides.zarr_reader import Opened, open_array, open_image
 
@@ -31,6 +32,7 @@ MOST_VOXELS = 1 << 29
 """Above this a volume is refused: it is held in memory, with its maps and labels 25 to 40 bytes per voxel."""
 _SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 _Z_AXES = ("Z", "Q", "I")  # of tifffile: z, unknown, sequence of pages
+_MOST_SLICES = 8192
 _NARROWEST = 32  # a plain array with a shorter last axis has channels there
 _GREY = 1  # photometric: black is zero
 
@@ -59,6 +61,8 @@ def is_volume(path: str) -> bool:
         if is_zarr(path):
             return _is_stack(_open_zarr(path))
         if os.path.isfile(path) and path.lower().endswith(_SUFFIXES):
+            if has_more_directories(path, _MOST_SLICES):
+                return False
             with tifffile.TiffFile(path) as file:
                 return _stack_of(file) is not None
     except Exception:
