@@ -98,6 +98,12 @@ def test_randstainna_gives_the_drawn_mean_and_spread(crops: torch.Tensor) -> Non
     assert lab.std(axis=0) == pytest.approx([9, 5, 4], rel=0.05)
 
 
+def test_randstainna_leaves_glass_plain() -> None:
+    glass = 237 / 255 + 0.006 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    look = {"share": 1, "spread": [[18, 0], [9, 0], [8, 0]]}
+    assert done(glass, randstainna=look)[0].flatten(1).std(dim=1).max() < 4 * glass.std()
+
+
 def test_blurs_are_those_of_scipy(crops: torch.Tensor) -> None:
     expected = ndimage.gaussian_filter(picture(crops[0]), (1.2, 1.2, 0), mode="mirror", truncate=5)
     assert np.abs(picture(done(crops, blur=1.2)[0]) - expected).max() < 0.01

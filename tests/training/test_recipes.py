@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from wsi_seg.bundles import find_bundle
+from wsi_seg.training.bundle import spec_of
 from wsi_seg.training.loop import train
 from wsi_seg.training.recipe import read_plan
 from wsi_seg.training.stages import smaller, train_recipe
@@ -20,6 +21,11 @@ def test_each_can_be_read(path: Path) -> None:
     plan = read_plan(path)
     assert plan.stages
     assert f"`{path.name}`" in (PIPELINES / "README.md").read_text() or path.stem.startswith("effunetpp-")
+
+
+def test_what_the_encoder_has_learned_from_is_told() -> None:
+    recipe = read_plan(PIPELINES / "effunetpp-default.yaml").stages[0]
+    assert spec_of(recipe).training_data[0] == "imagenet weights of tu-tf_efficientnet_lite0"
 
 
 @pytest.mark.parametrize("name", ["monuseg-to-tnbc", "points-unet", "ultrasound"])

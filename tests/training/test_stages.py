@@ -113,6 +113,8 @@ def test_a_folder_called_test_that_holds_something_else_stays(
     ("second", "said"),
     [
         ({"init_from": "frist"}, "Unknown model 'frist'"),
+        ({"init_from": "first", "network": {"architecture": "flexunet"}}, "that is unet, this one flexunet"),
+        ({"init_from": "effunetpp"}, "of effunetpp with .*, do not fit "),
         ({"train": [{"path": "disks"}]}, "disks: there is no such folder"),
         ({"stain_norm": "target.json"}, "cannot be read as a stain target"),
         ({"schedule": {"freeze": {"steps": 1, "learning_rate": 0.1}}}, "no encoder that could be frozen"),

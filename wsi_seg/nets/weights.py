@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_seg.bundles import Bundle
+from wsi_seg.config import NetworkSpec
 from wsi_seg.errors import ModelError, OutputError, suggest
 from wsi_seg.files import replacing
 
@@ -20,10 +21,13 @@ _HEAD = "segmentation_head."  # the last layer, by whatever architecture
 _HUB_SECONDS = 5.0  # the hub's own client would go on trying for minutes
 
 
-def load_weights(network: nn.Module, bundle: Bundle, *, remake_head: bool = False) -> list[str]:
+def load_weights(
+    network: nn.Module, bundle: Bundle, *, into: NetworkSpec | None = None, remake_head: bool = False
+) -> list[str]:
     """Put the bundle's weights into a network of the same make, in place; ModelError where they misfit.
 
-    remake_head: the network keeps its own last layer, since its channels mean something else.
+    into: what the network was made of, where that is not the bundle's own. remake_head: the network keeps its own last
+    layer, since its channels mean something else.
     Returns the names of the parameters that were kept.
     """
     path, spec = bundle.weights_path, bundle.spec
@@ -33,8 +37,9 @@ def load_weights(network: nn.Module, bundle: Bundle, *, remake_head: bool = Fals
         network.load_state_dict({**weights, **{name: own[name] for name in kept}})
     except RuntimeError as error:
         misfit = _misfit(own, weights) or " ".join(str(error).split())[:300]
-        make = " with ".join(filter(None, (spec.architecture, spec.encoder)))
-        raise ModelError(f"{path}: the weights do not fit {make}: {misfit}") from None
+        makes = [" with ".join(filter(None, (made.architecture, made.encoder))) for made in (into or spec, spec)]
+        whose = f", which are of {makes[1]}," if into else ""
+        raise ModelError(f"{path}: the weights{whose} do not fit {makes[0]}: {misfit}") from None
     return kept
 
 

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from wsi_seg.architectures import encoder_of
 from wsi_seg.bundles import SPEC_FILE, find_bundle, read_bundle
 from wsi_seg.config import ModelSpec, Preprocessing, Weights, check
 from wsi_seg.errors import ModelError, OutputError
@@ -65,7 +66,7 @@ def spec_of(recipe: Recipe, sha256: str = "0" * 64) -> ModelSpec:
         "stain": None if recipe.stain_norm is None else read_target(recipe.stain_norm).model_dump(mode="json"),
         "weights": Weights(file=_WEIGHTS_FILE, sha256=sha256).model_dump(),
         "licence": recipe.licence,
-        "training_data": list(dict.fromkeys([*before, *(source.path for source in recipe.train)])),
+        "training_data": list(dict.fromkeys([*before, *_encoder_start(recipe), *(s.path for s in recipe.train)])),
     }
     return check(ModelSpec, values, f"recipe {recipe.name}")
 
@@ -76,6 +77,14 @@ def preprocessing_of_recipe(recipe: Recipe) -> Preprocessing:
     return make.preprocessing or preprocessing_of(make.architecture, make.encoder)
 
 
+def _encoder_start(recipe: Recipe) -> list[str]:
+    """Return where the encoder's weights come from, where they are not of a bundle and not random."""
+    make = recipe.network
+    if make.encoder_weights is None or recipe.init_from is not None:
+        return []
+    return [f"{Path(make.encoder_weights).name} weights of {encoder_of(make.architecture, make.encoder)}"]
+
+
 def _stored(name: str, value: torch.Tensor) -> torch.Tensor:
     value = value.detach().cpu().contiguous()
     return value.half() if value.is_floating_point() and "running_" not in name else value
@@ -84,12 +93,12 @@ def _stored(name: str, value: torch.Tensor) -> torch.Tensor:
 def _card(recipe: Recipe, progress: Progress, out: Path) -> str:
     """Tell how it was made and what was measured on the way."""
     schedule, network = recipe.schedule, recipe.network
+    start = Path(recipe.init_from).name if recipe.init_from else ", ".join(_encoder_start(recipe)) or "scratch"
     about = [
         f"- Network: {network.architecture}{f' on {network.encoder}' if network.encoder else ''}, head {network.head}, "
         f"{network.mpp:g} µm/px",
         f"- Training data: {', '.join(source.path for source in recipe.train)}",
-        f"- Training: {progress.step} steps of {schedule.batch_size} crops of {schedule.crop_px} px"
-        + (f", from {Path(recipe.init_from).name}" if recipe.init_from else ", from scratch"),
+        f"- Training: {progress.step} steps of {schedule.batch_size} crops of {schedule.crop_px} px, from {start}",
         f"- Losses: {', '.join(f'{weight:g} x {name}' for name, weight in recipe.losses.weights.items())}",
         f"- Licence: {recipe.licence}",
     ]

@@ -123,12 +123,12 @@ class Crops:
         maps, kinds = [], []
         for window, grid, (x0, y0, x1, y1) in zip(windows, grids[:, None], boxes, strict=True):
             planes = window.picture.planes[None, :, y0 : y1 + 1, x0 : x1 + 1].to(device).float()
-            # linear sampling would blur all colours, and networks then expect what no slide is
-            colours, targets, types = (
+            # linear sampling would blur the colours, and the network would expect what no slide is
+            colours, distance, types = (
                 functional.grid_sample(part, grid, how, "border", align_corners=False)
-                for part, how in ((planes[:, :3], "bicubic"), (planes[:, 3:5], "bilinear"), (planes[:, 5:], "nearest"))
+                for part, how in ((planes[:, :4], "bicubic"), (planes[:, 4:5], "bilinear"), (planes[:, 5:], "nearest"))
             )
-            maps.append(torch.cat([colours, targets], dim=1))
+            maps.append(torch.cat([colours, distance], dim=1))
             kinds.append(types)
         return torch.cat(maps).clamp_(0, 255), torch.cat(kinds)[:, 0].long()
 

@@ -10,6 +10,7 @@ from typing import Any
 from wsi_seg.bundles import find_bundle
 from wsi_seg.errors import UsageError
 from wsi_seg.nets.heads import has_classes
+from wsi_seg.nets.weights import IMAGENET
 from wsi_seg.stain.normaliser import read_target
 from wsi_seg.training.recipe import Recipe
 from wsi_seg.training.sources import AnyItem, Data
@@ -26,7 +27,7 @@ def identity_of(recipe: Recipe, data: Data) -> dict[str, Any]:
     files = {"init_from", "stain_norm"}
     facts = recipe.model_dump(mode="json", exclude={*_TOLD, *files})
     weights = recipe.network.encoder_weights
-    facts["network"]["encoder_weights"] = weights if weights is None else Path(weights).name
+    facts["network"]["encoder_weights"] = weights if weights in (None, IMAGENET) else _hash(Path(weights))
     return {
         **facts,
         "images": [_digest([_facts(item) for item in items]) for items, _ in data.train],

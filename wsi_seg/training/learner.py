@@ -89,7 +89,7 @@ class Learner:
         self.anew: list[str] = []
         if recipe.init_from is not None:
             bundle = find_bundle(recipe.init_from)
-            self.anew = load_weights(network, bundle, remake_head=differs(bundle.spec, recipe))
+            self.anew = load_weights(network, bundle, into=recipe.network, remake_head=differs(bundle.spec, recipe))
         volumes = dimensions_of(recipe.network.architecture) == 3
         self._layout = torch.channels_last_3d if volumes else torch.channels_last
         self._dtype = torch.float64 if recipe.schedule.precision == "fp64" else torch.float32

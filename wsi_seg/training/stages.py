@@ -10,21 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from wsi_seg.architectures import encoder_of
 from wsi_seg.backends import Device, choose_device
 from wsi_seg.bundles import SPLIT_FILE, find_bundle, read_bundle
 from wsi_seg.dataset import Item
-from wsi_seg.errors import OutputError
+from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.evaluation.comparison import compare_into
 from wsi_seg.evaluation.files import write_json
 from wsi_seg.evaluation.report import evaluate_into
 from wsi_seg.evaluation.tools import Result, run_model
 from wsi_seg.files import replacing
-from wsi_seg.nets import encoder_parameters, stride_of
+from wsi_seg.nets import encoder_parameters, load_weights, stride_of
 from wsi_seg.stain.normaliser import read_target
 from wsi_seg.training.bundle import write_spec
 from wsi_seg.training.checkpoint import FILE as CHECKPOINT
 from wsi_seg.training.checkpoint import load
-from wsi_seg.training.learner import make_network
+from wsi_seg.training.learner import differs, make_network
 from wsi_seg.training.loop import STOP_FILE, check_portions, make_folder, train
 from wsi_seg.training.recipe import Plan, Recipe, read_plan
 from wsi_seg.training.sources import check_test, gather
@@ -96,8 +97,16 @@ def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[It
     for number, recipe in enumerate(plan.stages):
         check_portions(recipe, where.workers)
         earlier = [str(folders[before.name]) for before in plan.stages[:number]]
-        if recipe.init_from is not None and recipe.init_from not in earlier:
-            find_bundle(recipe.init_from)
+        if recipe.init_from in earlier:
+            _expect_same_make(recipe, plan.stages[earlier.index(str(recipe.init_from))])
+        elif recipe.init_from is not None:
+            bundle = find_bundle(recipe.init_from)
+            load_weights(
+                make_network(recipe, encoder_weights=False),
+                bundle,
+                into=recipe.network,
+                remake_head=differs(bundle.spec, recipe),
+            )
         if recipe.network.encoder_weights or recipe.schedule.freeze:
             network = make_network(recipe)
             if recipe.schedule.freeze:
@@ -109,6 +118,16 @@ def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[It
     for recipe, data in zip(plan.stages, found, strict=True):
         check_test(test, data, recipe.name)
     return [item for item in test if isinstance(item, Item)]
+
+
+def _expect_same_make(recipe: Recipe, before: Recipe) -> None:
+    """Raise UsageError where the stage that this one begins with is of another network."""
+    own, other = (
+        (r.network.architecture, encoder_of(r.network.architecture, r.network.encoder)) for r in (recipe, before)
+    )
+    if own != other:
+        makes = [" with ".join(filter(None, make)) for make in (own, other)]
+        raise UsageError(f"stage {recipe.name}: init_from {before.name}: that is {makes[1]}, this one {makes[0]}")
 
 
 def train_stage(recipe: Recipe, folder: Path, where: Where, tell: Tell) -> Path:

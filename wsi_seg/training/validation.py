@@ -30,7 +30,7 @@ SHOWN = ("aji", "aji_plus", "pq", "f1_iou50", "dice", "iou", "dice_class")  # co
 
 
 class Judge:
-    """Scores weights exactly as `wsi-seg evaluate` scores the bundle that is made of them."""
+    """Scores weights as `wsi-seg evaluate` scores the bundle that is made of them, but for rounding."""
 
     def __init__(self, recipe: Recipe, items: Sequence[AnyItem], device: Device) -> None:
         assert recipe.validation is not None

@@ -14,6 +14,7 @@ from wsi_seg.stain import STAINS
 from wsi_seg.training.augmentation.base import Amounts, Factors, Photometric, Range, draw_factor, each
 
 _LUMA = (0.299, 0.587, 0.114)
+_MOST_GAIN = 2.0  # of contrast: more would make glass coloured noise
 
 
 class Stain(Photometric):
@@ -55,7 +56,8 @@ class RandStainNA(Photometric):
         means = torch.stack([crop.mean(dim=(1, 2)) for crop in lab])[:, :, None, None]
         spreads = torch.stack([crop.std(dim=(1, 2)) for crop in lab])[:, :, None, None].clamp(min=1)
         numbers = drawn.to(device=rgb.device, dtype=rgb.dtype)[:, :, None, None]
-        another = (lab - means) * (numbers[:, 3:6] / spreads) + numbers[:, :3]
+        gains = (numbers[:, 3:6] / spreads).clamp(max=_MOST_GAIN)
+        another = (lab - means) * gains + numbers[:, :3]
         return lab_to_rgb(lab + (another - lab) * numbers[:, 6:])
 
 
