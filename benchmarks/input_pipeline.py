@@ -48,7 +48,7 @@ class InputPipelineSuite:
     """asv-style: `time_*` is timed, `track_*` gives a value."""
 
     def setup(self, preset: str = "nuclei") -> None:
-        recipe, device = read_plan(RECIPE, {"network": {"encoder_weights": None}}).stages[0], choose_device("auto")
+        recipe, device = read_plan(RECIPE).stages[0], choose_device("auto")
         self.device, self.step = torch.device(device), 0
         self.crop_px, self.places = recipe.schedule.crop_px, range(recipe.schedule.batch_size)
         augmentation = Augmentation(preset=preset)
