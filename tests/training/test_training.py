@@ -126,7 +126,7 @@ def test_every_head_learns_and_runs(head: str, make_recipe: RecipeMaker, discs_r
         },
         train=[{"path": "discs", "mpp": 0.25}],
         augmentation="none",
-        schedule={"steps": 120, "learning_rate": 0.02, "batch_size": 4, "ema": 0.9},
+        schedule={"steps": 160, "learning_rate": 0.01, "batch_size": 8, "ema": 0.9},
     )
     train(path, discs_root, out)
     losses = [float(row["loss"]) for row in table(out / "loss.csv")]

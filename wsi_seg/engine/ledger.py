@@ -262,6 +262,8 @@ def _is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(content) as archive:
             whole = archive.testzip() is None
+    except MemoryError:
+        raise
     except Exception:  # damage looks like other kinds of ZIP too: encrypted, compressed, in several parts
         whole = False
     if not whole:
