@@ -10,13 +10,14 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from wsi_seg.api import run
-from wsi_seg.engine import nodes
+from wsi_seg.engine import executors, nodes
 from wsi_seg.engine.executors import RayExecutor, start_ray
 from wsi_seg.engine.worker import Failure, Job, Outcome, WorkerInfo, WorkerOptions
 from wsi_seg.errors import UsageError
@@ -129,3 +130,21 @@ def test_jobs_that_end_their_worker_or_hang_are_given_up_alone(executor: RayExec
         assert len(set(processes)) == len(processes) == times
     while Path(f"/proc/{processes[0]}").exists():  # of the one that hung
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("failures", "joins"), [(2, True), (3, False)])
+def test_a_busy_head_is_asked_again(failures: int, joins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def init(address: str, **_: object) -> None:
+        asked.append(address)
+        if len(asked) <= failures:
+            raise ConnectionError("Initialization failure from server: Starting Ray client server failed. See the log")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr(executors, "_check_reachable", lambda address: None)
+    with nullcontext() if joins else pytest.raises(UsageError, match="no Ray cluster answers"):
+        start_ray("ray://head:10001")
+    assert len(asked) == 3

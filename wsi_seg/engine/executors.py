@@ -31,7 +31,8 @@ _ALL_LOST = f"All workers are lost; what is done is kept: {_RUN_AGAIN}"
 _LOOK_S = 3.0  # between looks at which nodes there are
 _PATIENCE_S = 300.0  # for a node to join a cluster that has lost all
 _ATTEMPTS = 3  # a job whose actor dies is handed out again, but not for ever
-_STARTS = 3  # of Ray on this machine, which gives its parts 30 s to come up, however busy the machine is
+_STARTS = 3  # of Ray, which gives its parts 30 s to come up, however busy the machine is
+_SLOW_HEAD = "Starting Ray client server failed"  # what a head says whose part for a client did not come up
 
 
 class Executor(Protocol):
@@ -307,15 +308,28 @@ def start_ray(address: str | None, *, log_to_driver: bool = False) -> bool:
     if address is None:
         _start_here(log_to_driver)
         return True
-    try:
-        _check_reachable(address)
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"--address {address}: no Ray cluster answers ({one_line(error)}); start one with `ray start --head`, "
-            "or leave --address out to run on this machine"
-        ) from None
+    _join(address, log_to_driver)
     return True
+
+
+def _join(address: str, log_to_driver: bool) -> None:
+    """Join a cluster; UsageError where none answers. A busy head may be too slow for a client at first."""
+    import ray
+
+    for attempt in range(1, _STARTS + 1):
+        try:
+            _check_reachable(address)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
+        except (OSError, ValueError, RuntimeError) as error:
+            if attempt < _STARTS and _SLOW_HEAD in str(error):
+                ray.shutdown()
+                continue
+            raise UsageError(
+                f"--address {address}: no Ray cluster answers ({one_line(error)}); start one with `ray start --head`, "
+                "or leave --address out to run on this machine"
+            ) from None
+        else:
+            return
 
 
 def _start_here(log_to_driver: bool) -> None:

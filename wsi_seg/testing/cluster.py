@@ -35,7 +35,8 @@ _STARTED = "Ray runtime started"
 _STORE_BYTES = 80_000_000  # the least that Ray takes; only descriptions of blocks travel
 # The head finds out within seconds that a node is lost, instead of within half a minute.
 _HEALTH = '{"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 4}'
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
+# The second also where this process has started Ray for itself alone, which is told by it being 0.
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
 # Runs a command that is ended when this process dies (prctl's PR_SET_PDEATHSIG is 1).
 _MORTAL = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
 
