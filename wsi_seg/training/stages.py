@@ -127,7 +127,10 @@ def _expect_same_make(recipe: Recipe, before: Recipe) -> None:
     )
     if own != other:
         makes = [" with ".join(filter(None, make)) for make in (own, other)]
-        raise UsageError(f"stage {recipe.name}: init_from {before.name}: that is {makes[1]}, this one {makes[0]}")
+        raise UsageError(
+            f"stage {recipe.name}: init_from {before.name}: that is {makes[1]}, this one {makes[0]}; give both "
+            "the same network, or leave init_from out"
+        )
 
 
 def train_stage(recipe: Recipe, folder: Path, where: Where, tell: Tell) -> Path:
