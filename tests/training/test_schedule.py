@@ -10,7 +10,7 @@ from wsi_seg.config import check
 from wsi_seg.errors import UsageError
 from wsi_seg.training.checkpoint import Progress
 from wsi_seg.training.recipe import Schedule
-from wsi_seg.training.schedule import frozen_at, rate_at
+from wsi_seg.training.schedule import frozen_at, norm_frozen_at, rate_at
 
 
 def schedule(**values: Any) -> Schedule:
@@ -54,6 +54,12 @@ def test_the_first_phase_has_its_own_rate() -> None:
     settings = schedule(curve="constant", warm_up=0, freeze={"steps": 20, "learning_rate": 0.5})
     assert rates(settings)[18:22] == [0.5, 0.5, 0.01, 0.01]
     assert [frozen_at(step, settings) for step in (0, 19, 20)] == [True, True, False]
+
+
+def test_batch_norm_rests_after_its_share_of_the_steps() -> None:
+    for share, first in ((0, 0), (0.25, 25), (1, 100)):
+        settings = schedule(freeze_norm_from=share)
+        assert [step for step in range(100) if norm_frozen_at(step, settings)] == list(range(first, 100))
 
 
 def test_waiting_and_patience() -> None:

@@ -114,6 +114,22 @@ def test_the_encoder_rests_in_the_first_phase(make_recipe: RecipeMaker, discs_ro
     assert {"encoder.conv1.weight", "encoder.bn1.running_mean", "segmentation_head.0.weight"} <= changed(1, 2)
 
 
+def test_batch_norm_keeps_its_statistics(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    network = {"architecture": "unet", "encoder": "resnet18", "options": {}}
+    path = make_recipe(network=network, schedule={"steps": 4, "freeze_norm_from": 0.5, "ema": 0})
+    recipe = read_plan(path).stages[0]
+    feed = make_feed(recipe, gather(recipe, discs_root, tmp_path).train)
+    learner, weights = Learner(recipe, "cpu", Team()), []
+    for step in range(4):
+        learner.step(step, feed, 0)
+        weights.append({name: value.clone() for name, value in learner.network.state_dict().items()})
+    for before, after, moves in ((0, 1, True), (1, 2, False), (2, 3, False)):
+        for name in ("encoder.bn1.running_mean", "decoder.blocks.0.conv1.1.running_var"):
+            assert torch.equal(weights[before][name], weights[after][name]) != moves, (name, after)
+        name = "encoder.bn1.weight"
+        assert not torch.equal(weights[before][name], weights[after][name]), "what it learns goes on"
+
+
 @pytest.mark.parametrize("head", ["binary", "multiclass", "instances", "types"])
 def test_every_head_learns_and_runs(head: str, make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
     several, out = head in ("multiclass", "types"), tmp_path / "model"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -36,6 +37,7 @@ class Crops:
     sources: images, and the share of the crops that comes from them, relative to the others.
     crop_px: side of a crop at `mpp`. classes: for class 1, 2 ... the values in the datasets' types that mean it.
     class_names: for messages. prepare_rgb: what is done to each image once, such as stain normalisation.
+    align_px: how far an annotation may be moved onto its nuclei, see `alignment`.
     on_nuclei: share of the crops that have a nucleus in their middle, or as near to it as the picture's edge allows;
     the others, and those of pictures without nuclei, lie anywhere.
     """
@@ -52,8 +54,10 @@ class Crops:
         augmentation: Augmentation | None = None,
         prepare_rgb: PrepareRgb | None = None,
         on_nuclei: float = 0.0,
+        align_px: int = 0,
     ) -> None:
-        self._sources = [[read_picture(item, mpp, classes, prepare_rgb) for item in items] for items, _ in sources]
+        read = partial(read_picture, mpp=mpp, classes=classes, prepare_rgb=prepare_rgb, align_px=align_px)
+        self._sources = [[read(item) for item in items] for items, _ in sources]
         shares = np.array([share for _, share in sources], np.float64)
         self._shares = shares / shares.sum()
         self._seed, self._crop_px, self._on_nuclei = seed, crop_px, on_nuclei

@@ -36,7 +36,7 @@ def make_feed(recipe: Recipe, sources: Sources) -> Feed:
     if isinstance(recipe.augmentation, VolumeAugmentation):
         return VolumeCrops(sources, crop_slices=schedule.crop_slices, **settings)  # type: ignore[arg-type]
     normalise = None if recipe.stain_norm is None else Normaliser.load(recipe.stain_norm)
-    return Crops(sources, prepare_rgb=normalise, **settings)  # type: ignore[arg-type]
+    return Crops(sources, prepare_rgb=normalise, align_px=recipe.align_px, **settings)  # type: ignore[arg-type]
 
 
 class Ahead:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsi_seg.architectures import dimensions_of
 from wsi_seg.backends import Device
@@ -21,7 +22,7 @@ from wsi_seg.training.batch import Batch
 from wsi_seg.training.bundle import preprocessing_of_recipe
 from wsi_seg.training.losses import loss_parts, total
 from wsi_seg.training.recipe import Recipe, Schedule
-from wsi_seg.training.schedule import frozen_at, rate_at
+from wsi_seg.training.schedule import frozen_at, norm_frozen_at, rate_at
 from wsi_seg.training.workers import AlikeDraws, Team
 
 
@@ -98,6 +99,7 @@ class Learner:
         self.network = team.joined(network).train()
         self._encoder = encoder_part(self.network) if recipe.schedule.freeze else None
         self._frozen = encoder_parameters(self.network) if recipe.schedule.freeze else []
+        self._norms = [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
         schedule = recipe.schedule
         self.average = Average(self.network, schedule.ema)
         make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[schedule.optimiser]
@@ -134,7 +136,7 @@ class Learner:
         return means
 
     def _set_phase(self, step: int, plateaus: int) -> None:
-        """Set the rate, and let the encoder rest or learn: its weights, and the statistics of its batch norm."""
+        """Set the rate, and what rests: the encoder with the statistics of its batch norm, or these of all layers."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(step, self._recipe.schedule, plateaus)
         learns = not frozen_at(step, self._recipe.schedule)
@@ -142,6 +144,8 @@ class Learner:
             self._encoder.train(learns)
         for parameter in self._frozen:
             parameter.requires_grad_(learns)
+        for module in self._norms if norm_frozen_at(step, self._recipe.schedule) else ():
+            module.eval()
 
     def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         shape = (1, -1, *[1] * (batch.pixels.dim() - 2))

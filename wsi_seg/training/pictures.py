@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from scipy import ndimage
 
 from wsi_seg.dataset import Item
 from wsi_seg.errors import UsageError
+from wsi_seg.training.alignment import moved, offset_px
+
+log = logging.getLogger("wsi_seg")
 
 Bytes = npt.NDArray[np.uint8]
 PrepareRgb = Callable[[Bytes], Bytes]
@@ -33,12 +37,16 @@ class Picture:
 
 
 def read_picture(
-    item: Item, mpp: float, classes: Sequence[Sequence[int]] = (), prepare_rgb: PrepareRgb | None = None
+    item: Item,
+    mpp: float,
+    classes: Sequence[Sequence[int]] = (),
+    prepare_rgb: PrepareRgb | None = None,
+    align_px: int = 0,
 ) -> Picture:
     """Read an annotated image and bring it to `mpp`.
 
     classes: for class 1, 2 ... the values in the dataset's types that mean it. prepare_rgb: (H, W, 3) uint8 to the
-    same, such as stain normalisation.
+    same, such as stain normalisation. align_px: how far the annotation may be moved onto its nuclei.
     """
     rgb, labels, types = _read(item, with_types=bool(classes))
     distance = distance_map(labels) if item.instances else np.zeros(labels.shape, np.uint8)
@@ -46,10 +54,16 @@ def read_picture(
     kinds = np.where(labels > 0, UNKNOWN if types is None else class_table(classes)[types], 0).astype(np.uint8)
     factor = item.mpp / mpp
     rgb = np.stack([resized(rgb[..., k], factor) for k in range(3)], axis=-1)
+    nucleus, distance = resized(nucleus, factor), resized(distance, factor)
+    kinds = resized(kinds, factor, Image.Resampling.NEAREST)
+    if align_px:
+        offset = offset_px(rgb, nucleus > 127, align_px)
+        log.debug("%s: its annotation is moved by %.1f, %.1f px", item.image, *offset)
+        nucleus, distance = moved(nucleus, offset), moved(distance, offset)
+        kinds = moved(kinds, offset, linear=False)
     if prepare_rgb is not None:
         rgb = prepare_rgb(rgb)
-    planes = [*rgb.transpose(2, 0, 1), *(resized(plane, factor) for plane in (nucleus, distance))]
-    planes.append(resized(kinds, factor, Image.Resampling.NEAREST))
+    planes = [*rgb.transpose(2, 0, 1), nucleus, distance, kinds]
     return Picture(torch.from_numpy(np.stack(planes)), item.instances, types is not None)
 
 

@@ -157,6 +157,8 @@ class Schedule(Strict):
     from `warm_up` on without the slow start), step (times `factor` at each of `drops`), plateau (times `factor` after
     `wait` epochs without a better score), constant. Before all but one-cycle the rate rises for `warm_up` of the steps.
     epoch_steps: after so many steps comes validation, and a row of metrics.
+    freeze_norm_from: after this share of the steps batch norm keeps its statistics, and the network learns with those
+    that it will be used with (Wu and Johnson, 2021); 0 where it starts from weights that are good already, 1: never.
     clip: largest norm of the gradient; clip_value: largest value in it. ema: decay of the averaged weights, which are
     the ones that are validated and kept; 0 keeps the last.
     precision: auto is bf16 where the hardware has it. In fp64 the curve does not depend on how many workers there are;
@@ -177,6 +179,7 @@ class Schedule(Strict):
     factor: float = Field(0.1, gt=0, lt=1)
     wait: int = Field(4, gt=0)
     freeze: Freeze | None = None
+    freeze_norm_from: float = Field(1.0, ge=0, le=1)
     clip: Positive | None = 1.0
     clip_value: Positive | None = None
     ema: float = Field(0.998, ge=0, lt=1)
@@ -199,7 +202,7 @@ class Recipe(Strict):
     init_from: name or folder of a bundle, or name of an earlier stage, whose weights to start from; a head that does
     not fit is made anew. stain_norm: file of a stain target (`wsi-seg stain fit`), below the recipe's folder, that all
     images are brought to. test: scored once, at the end. on_nuclei: share of the crops that have a nucleus in their
-    middle; the others lie anywhere.
+    middle; the others lie anywhere. align_px: annotations of H&E are moved by up to so many pixels onto their nuclei.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -213,6 +216,7 @@ class Recipe(Strict):
     validation: Validation | None = None
     test: tuple[Source, ...] = ()
     on_nuclei: float = Field(0.0, ge=0, le=1)
+    align_px: int = Field(0, ge=0, le=8)
     augmentation: Augmentation = Augmentation()
     loss: Loss | None = None
     schedule: Schedule
@@ -237,6 +241,8 @@ class Recipe(Strict):
         expected = len(self.network.classes) + 1
         if self.losses.class_weights and len(self.losses.class_weights) != expected:
             raise ValueError(f"loss.class_weights must have {expected} values, background first")
+        if self.align_px and dimensions_of(self.network.architecture) == 3:
+            raise ValueError("align_px is for images in H&E, not for volumes")
         if self.schedule.curve == "plateau" and self.validation is None:
             raise ValueError("schedule.curve plateau looks at validation, which is missing")
         return self

@@ -36,6 +36,11 @@ def frozen_at(step: int, schedule: Schedule) -> bool:
     return schedule.freeze is not None and step < schedule.freeze.steps
 
 
+def norm_frozen_at(step: int, schedule: Schedule) -> bool:
+    """Tell whether batch norm keeps its statistics in this step."""
+    return step >= schedule.freeze_norm_from * schedule.steps
+
+
 def _cycle(done: int, steps: int, rising: int, top: float) -> float:
     """Up along a cosine from a 25th of the rate, then down along one to almost 0 (Smith and Topin, 2018)."""
     if done < rising:
