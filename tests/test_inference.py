@@ -65,6 +65,7 @@ class Counting:
 
     def __init__(self, network: Network, hold: threading.Event | None = None) -> None:
         self.spec, self.lanes, self.too_large = network.spec, network.lanes, network.too_large
+        self.device = network.device
         self.seen: Counter[bytes] = Counter()
         self.batches: list[int] = []
         self._network, self._hold = network, hold
@@ -283,6 +284,20 @@ def test_too_little_memory_halves_the_batch_from_then_on(network: Network, pixel
     assert maps.batch_size == 2
     assert set(little.batches) == {2}
     check_same(network, seen.probability, window(source(network), pixels, whole(pixels)).probability)
+
+
+def test_on_a_gpu_all_batches_are_full(network: Network, pixels: RGB) -> None:
+    gpu = LittleMemory(network)
+    gpu.device, gpu.too_large = "cuda", (OverflowError,)
+    maps = source(gpu, batch_size=3)
+    seen = window(maps, pixels, whole(pixels))
+    assert gpu.batches == [1] * len(gpu.batches), "three did not fit"
+    maps = source(gpu, batch_size=2)
+    for box_mp in (Box(0, 0, 100, 70), whole(pixels)):
+        window(maps, pixels, box_mp)
+    assert set(gpu.batches[-20:]) == {2}
+    check_same(network, seen.probability, window(source(network), pixels, whole(pixels)).probability)
+    check_same(network, window(maps, pixels, whole(pixels)).probability, seen.probability)
 
 
 def test_margins_are_mirrored_at_the_border_of_the_plane(network: Network, pixels: RGB) -> None:

@@ -8,9 +8,10 @@ import mmap
 import sys
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import dask
@@ -184,7 +185,7 @@ class MapSource:
                 tiles_rgb[own],
                 seen_rgb[own],
                 normalised[own],
-                self.network.submit(seen_rgb[own], watch, order),
+                self.network.submit(self._filled(seen_rgb[own]), watch, order),
             )
             for own in parts
         ]
@@ -194,27 +195,40 @@ class MapSource:
         spec = self.network.spec
         inner = slice(spec.margin_px, spec.tile_px - spec.margin_px)
         for batch in batches:
-            try:
-                maps = batch.maps.result()
-            except self.network.too_large:
-                maps = self._in_halves(batch.seen_rgb, watch)
+            maps = _unless(self.network.too_large, batch.maps.result)
+            if maps is None:
+                maps = self._in_parts(batch.seen_rgb, watch)
+            maps = maps[: len(batch.keys)]
             for key, own_maps, rgb, done in zip(batch.keys, maps, batch.tiles_rgb, batch.normalised, strict=True):
                 yield key, TileMaps(_apart(own_maps[:, inner, inner]), _apart(rgb[inner, inner]), done)
 
-    def _in_halves(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
-        """Forward a batch for which the device has too little memory in halves, now and from then on."""
-        half = len(tiles_rgb) // 2
-        if not half:
-            return self.network(tiles_rgb, watch)
-        log.warning("the device's memory is too small for %d tiles at once; going on with %d", 2 * half, half)
-        self.batch_size = min(self.batch_size, half)
-        parts = []
-        for part in (tiles_rgb[:half], tiles_rgb[half:]):
-            try:
-                parts.append(self.network(part, watch))
-            except self.network.too_large:
-                parts.append(self._in_halves(part, watch))
+    def _in_parts(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
+        """Forward a batch for which the device has too little memory in smaller ones."""
+        parts: list[UInt8Array] = []
+        done, size = 0, self._fewer_than(len(tiles_rgb))
+        while done < len(tiles_rgb):
+            part = tiles_rgb[done : done + size]
+            maps = _unless(self.network.too_large if size > 1 else (), partial(self.network, self._filled(part), watch))
+            if maps is None:
+                size = self._fewer_than(size)
+                continue
+            parts.append(maps[: len(part)])
+            done += size
         return np.concatenate(parts)
+
+    def _filled(self, tiles_rgb: UInt8Array) -> UInt8Array:
+        """Fill a batch up on a GPU, where the rounding of each tile depends on how many there are."""
+        missing = self.batch_size - len(tiles_rgb)
+        if self.network.device != "cuda" or missing <= 0:
+            return tiles_rgb
+        return np.concatenate([tiles_rgb, np.zeros((missing, *tiles_rgb.shape[1:]), np.uint8)])
+
+    def _fewer_than(self, tiles: int) -> int:
+        """Return how many tiles to compute at once, now and from then on, where so many were too many."""
+        if 1 < tiles <= self.batch_size:
+            self.batch_size = tiles // 2
+            log.warning("the device's memory is too small for %d tiles at once; going on with %d", tiles, tiles // 2)
+        return self.batch_size
 
     def _give_up(self, mine: Mapping[TileKey, Future[TileMaps]], error: BaseException) -> None:
         """Let those who wait for these tiles fail too, and the next who asks try anew.
@@ -236,6 +250,14 @@ class MapSource:
                     return
                 del self._tiles[key]
                 excess -= size
+
+
+def _unless(errors: tuple[type[BaseException], ...], compute: Callable[[], UInt8Array]) -> UInt8Array | None:
+    """Return what `compute` does, or None where it raises one of `errors`, of which nothing is kept alive."""
+    try:
+        return compute()
+    except errors:
+        return None
 
 
 # On Linux all pages are made at once, which takes half as long as one by one.

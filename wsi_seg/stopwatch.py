@@ -22,5 +22,9 @@ class Stopwatch:
         try:
             yield
         finally:
-            with self._lock:
-                self.seconds[stage] += time.perf_counter() - begin  # type: ignore[assignment]  # a Counter of floats
+            self.add(stage, time.perf_counter() - begin)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add what somebody else has measured."""
+        with self._lock:
+            self.seconds[stage] += seconds  # type: ignore[assignment]  # a Counter of floats

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from wsi_seg.api import run
@@ -17,6 +21,7 @@ from wsi_seg.backends import BackendChoice, DeviceChoice, choice, choose_device,
 from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.errors import ModelError, ResumeError, UsageError
 from wsi_seg.files import CACHE_VARIABLE
+from wsi_seg.stopwatch import Stopwatch
 from wsi_seg.testing.stub import stub_model
 
 
@@ -38,6 +43,60 @@ def test_cuda_is_refused_where_there_is_none() -> None:
     assert choose_device("auto") == choose_device("cpu") == "cpu"
     with pytest.raises(UsageError, match="finds no CUDA device"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize("fault", ["driver too old", "GPU too old"])
+def test_a_gpu_that_cannot_be_used_is_told_of(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+
+    def available() -> bool:
+        if fault == "driver too old":
+            warnings.warn("The NVIDIA driver on your system is too old (found version 12020).", stacklevel=1)
+        return fault == "GPU too old"
+
+    monkeypatch.setattr(choice, "_has_cuda_driver", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    fact = "driver on your system is too old" if fault == "driver too old" else r"Tesla V100 and torch [\d.+a-z]+: \S"
+    assert choose_device("auto") == "cpu"
+    assert re.search(f"the GPU is not used, and the CPU is: .*{fact}", caplog.text)
+    with pytest.raises(UsageError, match=f"--device cuda: .*{fact}"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize("said", ["CUDA out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"])
+def test_what_did_not_fit_keeps_no_memory(said: str) -> None:
+    """The next attempt, with fewer tiles, needs it."""
+    import torch
+
+    class Layers(torch.Tensor):
+        pass
+
+    alive = weakref.WeakSet[Layers]()
+    network = load_onto(changed(tile_px=96, margin_px=16), "cpu", "torch")
+
+    def too_large(pixels: torch.Tensor) -> torch.Tensor:
+        layers = Layers(pixels)
+        alive.add(layers)
+        raise RuntimeError(said)
+
+    network.forward = too_large  # type: ignore[attr-defined]
+    error = network.submit(np.zeros((2, 96, 96, 3), np.uint8), Stopwatch()).exception()
+    assert isinstance(error, network.too_large)
+    assert said in str(error)
+    assert not alive
+
+
+def test_other_errors_of_a_network_are_not_taken_for_too_little_memory() -> None:
+    network = load_onto(changed(tile_px=96, margin_px=16), "cpu", "torch")
+    error = network.submit(np.zeros((1, 95, 95, 3), np.uint8), Stopwatch()).exception()
+    assert isinstance(error, RuntimeError)
+    assert not isinstance(error, network.too_large)
 
 
 def test_openvino_is_used_where_it_is_proven(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from wsi_seg.bundles import find_bundle
 from wsi_seg.config import RunSettings
 from wsi_seg.engine.driver import Driver
 from wsi_seg.engine.progress import Silent
-from wsi_seg.engine.worker import JOBS_PER_WORKER, Failure, Job, Outcome, WorkerInfo
+from wsi_seg.engine.worker import JOBS, Failure, Job, Outcome, WorkerInfo
 from wsi_seg.geometry import Box
 from wsi_seg.records import Commit, Frame, SlidePlan, SlideResult
 from wsi_seg.slides.inputs import SlideSource
@@ -39,7 +39,7 @@ class ShuffledWorkers:
         while True:
             load = Counter(worker for worker, _ in self._running)
             worker = min(range(self.workers), key=lambda w: load[w])
-            if load[worker] >= JOBS_PER_WORKER:
+            if load[worker] >= JOBS["cpu"]:
                 return
             yield worker
 

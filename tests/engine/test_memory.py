@@ -19,10 +19,10 @@ from torch import nn
 from wsi_seg.api import run, run_settings
 from wsi_seg.backends import load_onto
 from wsi_seg.bundles import find_bundle
-from wsi_seg.engine import memory
+from wsi_seg.engine import memory, worker
 from wsi_seg.engine.lanes import Lanes
 from wsi_seg.engine.memory import BANDS_PX, Need, Sizes, choose_sizes, parse_bytes
-from wsi_seg.engine.worker import JOBS_PER_WORKER, Worker, WorkerOptions
+from wsi_seg.engine.worker import JOBS, Worker, WorkerOptions, _fitting
 from wsi_seg.errors import UsageError
 from wsi_seg.geometry import Box
 from wsi_seg.nets.footprint import forward_bytes
@@ -41,7 +41,7 @@ DEFAULT = Sizes(2048, 1, BANDS_PX[0])
 @pytest.fixture(scope="module")
 def need() -> Need:
     """Of the default model in a process of 0.9 GB."""
-    return Need(load_onto(find_bundle("effunetpp"), "cpu", "torch"), JOBS_PER_WORKER, HELD)
+    return Need(load_onto(find_bundle("effunetpp"), "cpu", "torch"), JOBS["cpu"], HELD)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_results_do_not_depend_on_it(
     phantoms: Path, stub: Path, quiet: Path, tmp_path: Path, digest: Callable[[Path], dict[str, str]]
 ) -> None:
     worker = Worker(WorkerOptions(str(stub), tmp_path, "cpu"))
-    tight = Need(worker._maps.network, JOBS_PER_WORKER, held_bytes()).of(Sizes(512, 1, 1024)) + 30_000_000
+    tight = Need(worker._maps.network, JOBS["cpu"], held_bytes()).of(Sizes(512, 1, 1024)) + 30_000_000
     (result,) = run(
         phantoms / "a.tiff", stub, tmp_path / "out", executor="local", device="cpu", memory=f"{tight / GB}GB"
     )
@@ -213,3 +213,22 @@ def test_memory_does_not_grow_with_the_slide(tmp_path: Path) -> None:
         if peak_mb < limit_mb:
             return
     raise AssertionError(f"peaks of {peaks_mb} MB; expected one below {limit_mb} MB")
+
+
+def test_a_gpu_gets_as_many_jobs_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    network = load_onto(find_bundle("effunetpp"), "cpu", "torch")
+    options = WorkerOptions("effunetpp", tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "12")
+    assert _fitting(network, options)[0].jobs == JOBS["cpu"] == 2
+    network.device = "cuda"
+    monkeypatch.setattr(worker, "machine_bytes", lambda: 1000 * GB)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 1000 * GB)
+    need, sizes = _fitting(network, options)
+    assert (need.jobs, sizes) == (12, Sizes(4096, 8, BANDS_PX[0]))
+    fewer, same = _fitting(network, replace(options, memory=need.of(sizes) - GB))
+    assert (fewer.jobs, same) == (6, sizes)
+    least, smaller = _fitting(network, replace(options, memory=3 * GB))
+    assert least.jobs == 2
+    assert least.of(smaller) <= 3 * GB
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    assert _fitting(network, options)[0].jobs == JOBS["cuda"] == 16

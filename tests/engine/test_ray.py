@@ -74,8 +74,17 @@ def test_a_worker_without_room_is_refused_in_one_line(small_slide: Path, small_m
 
 
 @pytest.fixture
-def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayExecutor]:
-    """Two actors in processes of their own, whose jobs do what their name says; a file counts how often."""
+def cpus() -> int:
+    """Of each of the executor's actors."""
+    return 0
+
+
+@pytest.fixture
+def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
+    """Let an executor have two actors in processes of their own, whose jobs do what their name says.
+
+    A file counts how often.
+    """
     import ray
 
     class Toy:
@@ -95,10 +104,14 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayExe
             return Commit(job.slide, 0, 0)
 
     def start_worker(node: nodes.Node, options: WorkerOptions) -> Any:
-        return ray.remote(Toy).options(num_cpus=0, max_restarts=-1, max_concurrency=3).remote()
+        return ray.remote(Toy).options(num_cpus=cpus, max_restarts=-1, max_concurrency=3).remote()
 
     monkeypatch.setattr(nodes, "_start_worker", start_worker)
     monkeypatch.setattr(nodes.Node, "workers", lambda *_: 2)
+
+
+@pytest.fixture
+def executor(toys: None, tmp_path: Path) -> Iterator[RayExecutor]:
     executor = RayExecutor(WorkerOptions("none", tmp_path, "cpu"))
     yield executor
     executor.close()
@@ -130,6 +143,41 @@ def test_jobs_that_end_their_worker_or_hang_are_given_up_alone(executor: RayExec
         assert len(set(processes)) == len(processes) == times
     while Path(f"/proc/{processes[0]}").exists():  # of the one that hung
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("cpus", [1])
+@pytest.mark.usefixtures("toys")
+def test_workers_begin_without_one_for_which_there_is_no_room_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another program holds a GPU: it joins once that has ended."""
+    import ray
+
+    @ray.remote
+    class Other:
+        def here(self) -> bool:
+            return True
+
+    room = int(ray.cluster_resources()["CPU"])
+    others = [Other.options(num_cpus=1).remote() for _ in range(room)]  # type: ignore[attr-defined]
+    assert all(ray.get([other.here.remote() for other in others]))
+    monkeypatch.setattr(executors, "_GATHER_S", 2.0)
+    told = threading.Event()
+    monkeypatch.setattr(executors.log, "warning", lambda *_: told.set())
+    releasing = threading.Thread(target=lambda: (told.wait(60), ray.kill(others[0])))
+    releasing.start()
+    executor = RayExecutor(WorkerOptions("none", tmp_path, "cpu"))
+    try:
+        releasing.join()
+        assert told.is_set(), "nobody would know what it waits for"
+        assert executor.workers == 1
+        ray.kill(others[1])
+        while executor.workers < 2:
+            executor.wait()
+    finally:
+        executor.close()
+        for other in others[2:]:
+            ray.kill(other)
 
 
 @pytest.mark.parametrize(("failures", "joins"), [(2, True), (3, False)])

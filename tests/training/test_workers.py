@@ -80,7 +80,14 @@ def test_two_workers_have_the_curve_of_one(make_recipe: RecipeMaker, discs_root:
     """
     network = {"architecture": "unet", "encoder": "efficientnet-b0", "options": {}, "tile_px": 96}
     rest = {"steps": 3, "learning_rate": 0.001}
-    settings = {"steps": 12, "batch_size": 4, "precision": "fp64", "learning_rate": 0.001, "freeze": rest}
+    settings = {
+        "steps": 12,
+        "batch_size": 4,
+        "precision": "fp64",
+        "learning_rate": 0.001,
+        "freeze": rest,
+        "freeze_norm_from": 0.6,
+    }
     rule = {"sources": [{"path": "other", "mpp": 0.25}], "images": 1, "shown": 0}
     path = make_recipe(network=network, schedule=settings, validation=rule)
     train(path, discs_root, tmp_path / "alone")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
+import warnings
 
 from wsi_seg.architectures import dimensions_of
 from wsi_seg.backends.network import BackendChoice, Device, DeviceChoice, Network
 from wsi_seg.bundles import Bundle
 from wsi_seg.config import ModelSpec
-from wsi_seg.errors import UsageError
+from wsi_seg.errors import UsageError, plain
 from wsi_seg.process import machine_bytes
+
+log = logging.getLogger("wsi_seg")
 
 # Architectures in which OpenVINO finds the nuclei that torch finds, as tests/backends shows; others must be asked for.
 PROVEN = ("effunetpp",)
@@ -18,17 +22,37 @@ _SHARE = 0.25  # of the memory that there is, which the layers may take at most
 
 
 def choose_device(wanted: DeviceChoice) -> Device:
-    """Return the device to use; UsageError where CUDA is asked for and absent."""
+    """Return the device to use; UsageError where CUDA is asked for and cannot be had.
+
+    A GPU that is there and cannot be used is warned of: nobody wants to find out from the speed.
+    """
     if wanted == "cpu" or (wanted == "auto" and not _has_cuda_driver()):
         return "cpu"
+    problem = _cuda_problem()
+    if problem is None:
+        return "cuda"
+    if wanted == "cuda":
+        fact = problem or "torch finds no CUDA device here"
+        raise UsageError(f"--device cuda: {fact}; use --device cpu, or check the driver with nvidia-smi")
+    if problem:
+        log.warning("the GPU is not used, and the CPU is: %s; look at the driver with nvidia-smi", problem)
+    return "cpu"
+
+
+def _cuda_problem() -> str | None:
+    """Return why CUDA cannot compute here, "" where there is simply no GPU, None where it can."""
     import torch
 
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise UsageError(
-            "--device cuda: torch finds no CUDA device here; use --device cpu, or check the driver with nvidia-smi"
-        )
-    return "cuda" if available else "cpu"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available:
+        return plain(" ".join(str(warning.message) for warning in said))
+    try:
+        torch.ones(8, device="cuda").sum().item()
+    except RuntimeError as error:  # such as a GPU that this build of torch is too new for
+        return f"{torch.cuda.get_device_name()} and torch {torch.__version__}: {plain(str(error).splitlines()[0])}"
+    return None
 
 
 def load_onto(

@@ -26,10 +26,15 @@ _TYPICAL_LAYER_BYTES = 100  # of a U-Net++ for each value of its input, in bf16
 
 def choose_precision(device: Device) -> Precision:
     """Return bf16 where the hardware computes in it, since there results do not depend on batch and threads."""
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if device == "cuda":  # before Ampere bf16 is emulated, and slower than fp32
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
     return "bf16" if native else "fp32"
+
+
+def torch_device(device: Device) -> torch.device:
+    """Return the device with its number: without one each thread would mean the one that is its own."""
+    return torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 
 class TorchNetwork(Network):
@@ -47,7 +52,7 @@ class TorchNetwork(Network):
         self.spec, self.device, self.precision = spec, device, precision
         self.threads = torch.get_num_threads()
         self._lanes = PriorityThreads(1)
-        self._device = torch.device(device)
+        self._device = torch_device(device)
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
         self._planar = dimensions_of(spec.architecture) == 2
         self._layout = torch.channels_last if self._planar else torch.channels_last_3d
@@ -57,7 +62,9 @@ class TorchNetwork(Network):
             torch.tensor(values[: shape[1]], device=self._device).view(shape)
             for values in (spec.preprocessing.mean, spec.preprocessing.std)
         )
-        if device == "cuda":  # its libraries are loaded when they are first used
+        if device == "cuda":
+            torch.backends.cudnn.deterministic = True
+            # its libraries are loaded when they are first used
             side, depth = spec.tile_px, spec.tile_slices or 1
             self(np.zeros((1, side, side, 3) if self._planar else (1, 1, depth, side, side), np.uint8), Stopwatch())
 
@@ -81,9 +88,30 @@ class TorchNetwork(Network):
             return _TYPICAL_LAYER_BYTES * math.prod(shape)
 
     def _maps_of(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
-        with watch("forward"), torch.inference_mode():
-            maps: UInt8Array = to_maps(self.forward(self.prepared(tiles)), self.spec.head).cpu().numpy()
-            return maps
+        full = ""
+        try:
+            with watch("forward"), torch.inference_mode():
+                return self._on_gpu(tiles, watch) if self.device == "cuda" else self._maps(tiles).numpy()
+        except RuntimeError as error:
+            if not _is_full(error):
+                raise
+            full = str(error)
+        # Not within `except`: the error's frames hold the layers, for which the next attempt would then lack room.
+        torch.cuda.empty_cache()
+        raise torch.OutOfMemoryError(full)
+
+    def _maps(self, tiles: UInt8Array) -> torch.Tensor:
+        return to_maps(self.forward(self.prepared(tiles)), self.spec.head)
+
+    def _on_gpu(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
+        """Compute, and have the GPU say for how long."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        maps = self._maps(tiles)
+        end.record()
+        found: UInt8Array = maps.cpu().numpy()
+        watch.add("gpu", begin.elapsed_time(end) / 1000)
+        return found
 
     def prepared(self, tiles: UInt8Array) -> torch.Tensor:
         """Return tiles as the network takes them: float32 on the device, scaled as it was trained."""
@@ -99,3 +127,11 @@ class TorchNetwork(Network):
         ):
             logits: torch.Tensor = self._network(pixels)
             return logits
+
+
+def _is_full(error: RuntimeError) -> bool:
+    """Tell whether a device has too little memory; cuDNN and cuBLAS say so in words of their own."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    signs = "ALLOC_FAILED", "out of memory", "unable to find an engine"
+    return any(sign in str(error) for sign in signs)

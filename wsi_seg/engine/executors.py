@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from wsi_seg.engine.nodes import Member, Recruits, Refusal, alive_nodes, one_line
 from wsi_seg.engine.preflight import Preflight
-from wsi_seg.engine.worker import JOBS_PER_WORKER, Failure, Job, Outcome, Worker, WorkerInfo, WorkerOptions
+from wsi_seg.engine.worker import Failure, Job, Outcome, Worker, WorkerInfo, WorkerOptions
 from wsi_seg.errors import UsageError, WsiSegError
 from wsi_seg.process import keep_ray_here
 
@@ -29,6 +29,7 @@ log = logging.getLogger("wsi_seg")
 _RUN_AGAIN = "run the same command again"
 _ALL_LOST = f"All workers are lost; what is done is kept: {_RUN_AGAIN}"
 _LOOK_S = 3.0  # between looks at which nodes there are
+_GATHER_S = 120.0  # for all workers to start before the first ones begin
 _PATIENCE_S = 300.0  # for a node to join a cluster that has lost all
 _ATTEMPTS = 3  # a job whose actor dies is handed out again, but not for ever
 _STARTS = 3  # of Ray, which gives its parts 30 s to come up, however busy the machine is
@@ -36,7 +37,7 @@ _SLOW_HEAD = "Starting Ray client server failed"  # what a head says whose part 
 
 
 class Executor(Protocol):
-    """Does jobs on one or more workers, at most JOBS_PER_WORKER at a time on each."""
+    """Does jobs on one or more workers, as many at a time on each as it does at once."""
 
     name: str
     info: WorkerInfo
@@ -73,7 +74,7 @@ class LocalExecutor:
         self._running: dict[Future[Outcome], Job] = {}
         self._queue: SimpleQueue[tuple[Job, Future[Outcome]] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        for _ in range(JOBS_PER_WORKER):
+        for _ in range(self.info.jobs):
             self._add_thread()
 
     def _add_thread(self) -> None:
@@ -90,7 +91,7 @@ class LocalExecutor:
                 future.set_exception(error)
 
     def free(self) -> Iterator[int]:
-        while len(self._running) < JOBS_PER_WORKER:
+        while len(self._running) < self.info.jobs:
             yield 0
 
     def submit(self, worker: int, job: Job) -> None:
@@ -157,7 +158,14 @@ class RayExecutor:
 
         self._recruits.welcome(alive_nodes())
         refusals: list[Refusal] = []
+        begun_s, told = time.monotonic(), False
         while self._recruits.awaited:
+            if time.monotonic() - begun_s > _GATHER_S and not self._recruits.looking:
+                if self._members:
+                    break  # the others join when they are there
+                if not told:
+                    log.warning("no worker has started yet; if others hold the GPUs or cores, `ray status` shows it")
+                told = True
             done, _ = ray.wait(self._recruits.awaited, num_returns=1, timeout=1)
             refusals += [refusal for ref in done if (refusal := self._enlist(ref))]
             refusals += self._recruits.overdue()
@@ -171,6 +179,8 @@ class RayExecutor:
         answer = self._recruits.take(ref)
         if not isinstance(answer, Member):
             return answer
+        if answer.node.gpus and answer.info.device == "cpu" and self._recruits.options.device == "auto":
+            log.warning("%s: its GPUs cannot be used, and its CPU is; see nvidia-smi there", answer.node.name)
         if self._members and answer.kind != self._members[0].kind:
             answer.end()
             others = " ".join(self._members[0].kind)
@@ -187,7 +197,7 @@ class RayExecutor:
             self.wait()  # all workers are away or lost, and only a new one brings the run on
         while available := self._available():
             member = min(available, key=lambda member: member.load)
-            if member.load >= JOBS_PER_WORKER:
+            if member.load >= member.info.jobs:
                 return
             yield self._members.index(member)
 

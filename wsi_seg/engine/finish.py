@@ -269,11 +269,17 @@ def _record(
         "throughput": {
             "mpx_per_s": round(tissue_mpx * fresh / wall_s, 4),
             "tissue_mm2_per_s": round(plan.tissue_mm2 * fresh / wall_s, 5),
+            **_gpu_busy(stages.get("gpu"), fresh, wall_s, info),
         },
         "peak_memory_mb": round(peak_memory_mb, 1),
         "warnings": plan.warnings,
         "environment": {**info.environment, "versions": dict(versions())},
     }
+
+
+def _gpu_busy(gpu_s: float | None, fresh: float, wall_s: float, info: RunInfo) -> dict[str, float]:
+    """Return the share of the time in which the GPUs computed for this slide; nothing where there are none."""
+    return {} if gpu_s is None else {"gpu_busy": round(gpu_s * fresh / (wall_s * info.environment["workers"]), 4)}
 
 
 @cache

@@ -51,7 +51,7 @@ class Need:
 
     def __init__(self, network: Network, jobs: int, held_bytes: int) -> None:
         self._spec: ModelSpec = network.spec
-        self._jobs = jobs
+        self.jobs = jobs
         self._held_bytes = held_bytes
         self._maps = map_count(self._spec.head)
         ahead = jobs * _AHEAD * network.lanes * (3 + self._maps) * self._spec.tile_px**2
@@ -62,12 +62,12 @@ class Need:
         window_px = sizes.block_px + 2 * self._spec.halo_px
         job = (_PER_PX + self._maps) * window_px**2
         batch = sizes.batch_size * self._per_batch
-        return round(self._held_bytes + _BESIDES + batch + self._jobs * job + self.kept(sizes))
+        return round(self._held_bytes + _BESIDES + batch + self.jobs * job + self.kept(sizes))
 
     def kept(self, sizes: Sizes) -> int:
         """Return the bytes of tiles that are to be kept: those of each job, and those that blocks below want too."""
         halos_px = 2 * self._spec.halo_px
-        jobs = self._jobs * self._tiles(sizes.block_px + halos_px, sizes.block_px + halos_px)
+        jobs = self.jobs * self._tiles(sizes.block_px + halos_px, sizes.block_px + halos_px)
         return jobs + self._tiles(halos_px, sizes.band_px + self._spec.step_px)
 
     def _tiles(self, rows_px: int, columns_px: int) -> int:
@@ -80,6 +80,11 @@ class Need:
         """Return how much is computed per pixel of the slide, compared with a forward pass of it alone."""
         window_px = sizes.block_px + 2 * self._spec.halo_px
         return 1 + 2 * self._spec.step_px / sizes.band_px + _SEPARATION * (window_px / sizes.block_px) ** 2
+
+
+def usual_sizes(device: Device, block_px: int | None = None, batch_size: int | None = None) -> Sizes:
+    """Return the sizes that suit the device where memory does not matter, or those that the user wants."""
+    return Sizes(block_px or DEFAULT_BLOCK_PX[device], batch_size or DEFAULT_BATCH[device], BANDS_PX[0])
 
 
 def choose_sizes(
@@ -97,7 +102,7 @@ def choose_sizes(
     """
     machine = machine_bytes()
     if bound is None:
-        sizes = Sizes(block_px or DEFAULT_BLOCK_PX[device], batch_size or DEFAULT_BATCH[device], BANDS_PX[0])
+        sizes = usual_sizes(device, block_px, batch_size)
         if workers * need.of(sizes) > machine:
             least = min(map(need.of, _possible(device, block_px, batch_size)))
             share = machine // workers

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from wsi_seg.engine.preflight import Preflight
-from wsi_seg.engine.worker import JOBS_PER_WORKER, Worker, WorkerInfo, WorkerOptions
+from wsi_seg.engine.worker import JOBS, Worker, WorkerInfo, WorkerOptions
 from wsi_seg.process import ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -216,16 +216,16 @@ def _start_worker(node: Node, options: WorkerOptions) -> Any:  # noqa: ANN401
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    uses_gpu = node.gpus > 0 and options.device != "cpu"
+    uses_gpu, workers = node.gpus > 0 and options.device != "cpu", node.workers(options)
     actor = ray.remote(Worker).options(
         num_gpus=1 if uses_gpu else 0,
-        num_cpus=max(1, node.cpus // node.workers(options)),
+        num_cpus=node.cpus // workers or node.cpus / workers,
         max_restarts=-1,
-        max_concurrency=JOBS_PER_WORKER + 1,
+        max_concurrency=JOBS["cuda" if uses_gpu else "cpu"] + 1,  # and one question how it is
         scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
         runtime_env={"env_vars": ENVIRONMENT},
     )
-    return actor.remote(replace(options, workers=node.workers(options)))
+    return actor.remote(replace(options, workers=workers))
 
 
 def _raised_there(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import traceback
@@ -13,26 +14,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from wsi_seg.backends import Backend, BackendChoice, Device, DeviceChoice, Precision, load_onto
+from wsi_seg.backends import Backend, BackendChoice, Device, DeviceChoice, Network, Precision, load_onto
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import RunSettings
 from wsi_seg.engine.block import load_kernels, process_block
 from wsi_seg.engine.failures import Kind, kind_of, pause_before_retry, reason_of
 from wsi_seg.engine.finish import RunInfo, finish_slide
 from wsi_seg.engine.ledger import Ledger
-from wsi_seg.engine.memory import BANDS_PX, DEFAULT_BLOCK_PX, Need, choose_sizes
+from wsi_seg.engine.memory import BANDS_PX, DEFAULT_BLOCK_PX, Need, Sizes, choose_sizes, usual_sizes
 from wsi_seg.engine.planning import plan_slide, reopen
 from wsi_seg.engine.summary import result_of
 from wsi_seg.engine.volume import do_volume
 from wsi_seg.inference import MapSource
-from wsi_seg.process import held_bytes, peak_memory_mb, prepare_for_computing
+from wsi_seg.process import cores, held_bytes, machine_bytes, peak_memory_mb, prepare_for_computing
 from wsi_seg.records import Block, Commit, SlidePlan, SlideResult
 from wsi_seg.slides import Plane, Slide, trial
 from wsi_seg.slides.inputs import SlideSource
 
 log = logging.getLogger("wsi_seg")
 
-JOBS_PER_WORKER = 2  # one block reads, separates and writes while the network is busy with the other
+# On a CPU one block is read, separated and written while the network is busy with the other. A GPU computes faster than
+# a core separates and writes, so as many blocks as there are cores keep it busy.
+JOBS: dict[Device, int] = {"cpu": 2, "cuda": 16}
+_SWITCH_S = 1e-4
 _OPEN_SLIDES = 4
 _HELD_BYTES = 300e6  # that open slides beside those in work may take
 
@@ -59,7 +63,8 @@ class WorkerOptions:
 class WorkerInfo:
     """What a worker turned out to be.
 
-    process: tells its process from all others. block_px, band_px: sizes that suit its memory, see `engine.memory`.
+    jobs: how many it does at once. process: tells its process from all others. block_px, band_px: sizes that suit its
+    memory, see `engine.memory`.
     """
 
     device: Device
@@ -68,6 +73,7 @@ class WorkerInfo:
     batch_size: int
     threads: int
     process: str
+    jobs: int = JOBS["cpu"]
     block_px: int = DEFAULT_BLOCK_PX["cpu"]
     band_px: int = BANDS_PX[0]
 
@@ -114,9 +120,9 @@ class Worker:
         kernels = ThreadPoolExecutor(1).submit(load_kernels, bundle.spec)  # while the network is loaded
         network = load_onto(bundle, options.device, options.backend, options.memory)
         kernels.result()
-        need = Need(network, JOBS_PER_WORKER, held_bytes())
-        wanted = options.memory, options.block_px, options.batch_size
-        sizes = choose_sizes(need, network.device, *wanted, workers=options.workers)
+        need, sizes = _fitting(network, options)
+        if network.device == "cuda":  # what gives it work waits for Python after each step while jobs compute in it
+            sys.setswitchinterval(_SWITCH_S)
         self.info = WorkerInfo(
             network.device,
             network.precision,
@@ -124,6 +130,7 @@ class Worker:
             sizes.batch_size,
             network.threads,
             uuid.uuid4().hex,
+            need.jobs,
             sizes.block_px,
             sizes.band_px,
         )
@@ -188,5 +195,16 @@ class Worker:
             return self._slides[key][1]
 
     def _too_many_open(self) -> bool:
-        spare = list(self._slides.values())[:-JOBS_PER_WORKER]
+        spare = list(self._slides.values())[: -self.info.jobs]
         return len(self._slides) > _OPEN_SLIDES or sum(slide.held_bytes() for slide, _ in spare) > _HELD_BYTES
+
+
+def _fitting(network: Network, options: WorkerOptions) -> tuple[Need, Sizes]:
+    """Return sizes that fit the memory, with as many jobs at once as there are cores, or room with the usual sizes."""
+    least, jobs, held = JOBS["cpu"], min(JOBS[network.device], cores()), held_bytes()
+    wanted = options.block_px, options.batch_size
+    room, usual = options.memory or machine_bytes() // options.workers, usual_sizes(network.device, *wanted)
+    while jobs > least and Need(network, jobs, held).of(usual) > room:
+        jobs //= 2
+    need = Need(network, max(least, jobs), held)
+    return need, choose_sizes(need, network.device, options.memory, *wanted, workers=options.workers)

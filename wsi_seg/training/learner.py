@@ -8,11 +8,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsi_seg.architectures import dimensions_of
 from wsi_seg.backends import Device
-from wsi_seg.backends.pytorch import choose_precision
+from wsi_seg.backends.pytorch import choose_precision, torch_device
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import ModelSpec
 from wsi_seg.errors import WsiSegError
@@ -23,7 +22,7 @@ from wsi_seg.training.bundle import preprocessing_of_recipe
 from wsi_seg.training.losses import loss_parts, total
 from wsi_seg.training.recipe import Recipe, Schedule
 from wsi_seg.training.schedule import frozen_at, norm_frozen_at, rate_at
-from wsi_seg.training.workers import AlikeDraws, Team
+from wsi_seg.training.workers import AlikeDraws, BatchNorm, SharedBatchNorm, Team
 
 
 class Feed(Protocol):
@@ -85,7 +84,9 @@ class Learner:
 
     def __init__(self, recipe: Recipe, device: Device, team: Team) -> None:
         torch.manual_seed(recipe.seed)
-        self._recipe, self._team, self._device = recipe, team, torch.device(device)
+        self._recipe, self._team, self._device = recipe, team, torch_device(device)
+        if device == "cuda":  # as far as CUDA allows the same from run to run
+            torch.backends.cudnn.deterministic = True
         network = make_network(recipe)
         self.anew: list[str] = []
         if recipe.init_from is not None:
@@ -99,7 +100,7 @@ class Learner:
         self.network = team.joined(network).train()
         self._encoder = encoder_part(self.network) if recipe.schedule.freeze else None
         self._frozen = encoder_parameters(self.network) if recipe.schedule.freeze else []
-        self._norms = [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
+        self._norms = [module for module in self.network.modules() if isinstance(module, (BatchNorm, SharedBatchNorm))]
         schedule = recipe.schedule
         self.average = Average(self.network, schedule.ema)
         make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[schedule.optimiser]

@@ -37,6 +37,9 @@ def train_with_ray(
         cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
         if device == "cpu" and cores < workers:
             raise UsageError(f"--workers {workers}: there are only {cores} cores; expected a core for each worker")
+        gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+        if device == "cuda" and gpus < workers:  # Ray would wait for them for ever
+            raise UsageError(f"--workers {workers}: there are only {gpus} GPUs; expected one for each worker")
         folders = {
             "data_root": str(data_root.absolute()),
             "out": str(out.absolute()),
