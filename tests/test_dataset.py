@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
+from wsi_seg.annotations.pictures import read_rgb
 from wsi_seg.dataset import open_dataset
-from wsi_seg.errors import UsageError
+from wsi_seg.errors import SlideOpenError, UsageError
+from wsi_seg.geometry import Box
+from wsi_seg.slides.image_reader import ImageSlide
 
 
 @pytest.fixture
@@ -42,6 +46,51 @@ def test_items_csv_gives_group_and_mpp(folder: Path) -> None:
     assert (b.group, b.mpp) == ("b", 0.25)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA"])
+def test_training_preparing_and_running_see_the_same_pixels(folder: Path, mode: str) -> None:
+    path = folder / "images" / "a.png"
+    values = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
+    image = Image.fromarray(values).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    image.save(path)
+    seen = open_dataset(folder, mpp=0.25)[0].read_image()
+    assert (seen == ImageSlide(str(path)).read_level(0, Box(0, 0, 30, 20))).all()
+    assert (seen == read_rgb(path)).all()
+
+
+def test_transparent_pixels_lie_over_white(folder: Path) -> None:
+    Image.new("RGBA", (30, 20), (0, 0, 0, 0)).save(folder / "images" / "a.png")
+    assert (open_dataset(folder, mpp=0.25)[0].read_image() == 255).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_more_than_8_bits_are_refused_as_run_refuses_them(folder: Path, suffix: str) -> None:
+    (folder / "images" / "a.png").unlink()
+    path = folder / "images" / f"a.{suffix}"
+    Image.fromarray(np.full((20, 30), 3000, np.uint16)).save(path)
+    for read in (open_dataset(folder, mpp=0.25)[0].read_image, lambda: read_rgb(path)):
+        with pytest.raises(UsageError, match=rf"a\.{suffix}: has more than 8 bits per channel \(Pillow mode I;16"):
+            read()
+    with pytest.raises(SlideOpenError, match="has more than 8 bits per channel"):
+        ImageSlide(str(path)).read_level(0, Box(0, 0, 30, 20))
+
+
+def test_16_bits_in_colour_are_refused(folder: Path) -> None:
+    (folder / "images" / "a.png").unlink()
+    tifffile.imwrite(folder / "images" / "a.tif", np.full((20, 30, 3), 3000, np.uint16), photometric="rgb")
+    with pytest.raises(UsageError, match="has more than 8 bits per channel"):
+        open_dataset(folder, mpp=0.25)[0].read_image()
+
+
+def test_items_csv_of_excel_is_read(folder: Path) -> None:
+    (folder / "items.csv").write_text("name,group\na,Müller\n", encoding="utf-8-sig")
+    assert open_dataset(folder, mpp=0.25)[0].group == "Müller"
+    (folder / "items.csv").write_text("name,group\na,Müller\n", encoding="latin-1")
+    with pytest.raises(UsageError, match=r"items\.csv: cannot be read .*; expected a table saved as CSV UTF-8"):
+        open_dataset(folder, mpp=0.25)
+
+
 @pytest.mark.parametrize(
     ("items", "said"),
     [
@@ -50,6 +99,7 @@ def test_items_csv_gives_group_and_mpp(folder: Path) -> None:
         ("name,mmp\na,1\n", "did you mean 'mpp'"),
         ("name,mpp\nc,1\n", "there is no image called 'c'"),
         ("name,group\na,x\n", "its mpp is not known and not guessed"),
+        ("name,mpp\na,1\nb,1\na,2\n", "names 'a' twice"),
     ],
 )
 def test_mistakes_in_items_csv_are_named(items: str, said: str, folder: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import tifffile
 from click.testing import CliRunner
 from PIL import Image
 
-from wsi_seg.annotations.base import Options
+from wsi_seg.annotations.base import Annotation, Options
 from wsi_seg.cli.prepare import parse_classes, parse_shares
 from wsi_seg.cli.prepare import prepare as command
 from wsi_seg.dataset import open_dataset
@@ -22,6 +23,7 @@ from wsi_seg.sheet import outline_mask
 from wsi_seg.splits import read_splits
 from wsi_seg.stain.measuring import fit
 from wsi_seg.stain.normaliser import Normaliser, write_target
+from wsi_seg.volumes import preparing
 
 SHAPE = (48, 64)
 OPTIONS = Options(mpp=0.5)
@@ -146,6 +148,15 @@ def test_grey_of_16_bits_is_stretched_over_the_volume(tmp_path: Path) -> None:
     assert rgb[0].max() < 130 and rgb[1].min() > 125
 
 
+def test_pictures_of_16_bits_are_refused_where_they_are_no_stack(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "colour.tif", np.zeros((*SHAPE, 3), np.uint16), photometric="rgb")
+    with pytest.raises(UsageError, match=r"colour\.tif: is uint16 in colour; expected 8 bits per channel"):
+        read_image(tmp_path / "colour.tif")
+    Image.fromarray(np.full(SHAPE, 3000, np.uint16)).save(tmp_path / "grey.png")
+    with pytest.raises(UsageError, match=r"grey\.png: has more than 8 bits per channel"):
+        read_image(tmp_path / "grey.png")
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -172,6 +183,58 @@ def test_mpp_and_groups_are_not_guessed(sources: Path) -> None:
     with pytest.raises(UsageError, match="is no regular expression"):
         make(sources, facts=Facts(group_from="("))
     assert group_of("TCGA-A7-A13E-01Z", r"TCGA-\w\w-\w{4}") == "TCGA-A7-A13E"
+
+
+def annotate_in_xml(sources: Path, mpp: float) -> None:
+    corners = "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in ((5, 5), (15, 5), (15, 15)))
+    region = f"<Annotation><Region>{corners}</Region></Annotation>"
+    for path in sorted((sources / "labels").iterdir()):
+        path.unlink()
+        path.with_suffix(".xml").write_text(f'<Annotations MicronsPerPixel="{mpp}">{region}</Annotations>')
+
+
+def test_mpp_of_the_annotation_wins_over_that_of_all_but_not_over_facts(
+    sources: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    annotate_in_xml(sources, 0.25)
+    facts = Facts(of_each={"p0_0": {"mpp": "0.4"}})
+    with caplog.at_level(logging.WARNING, "wsi_seg"):
+        items = open_dataset(make(sources, form="aperio-xml", facts=facts))
+    assert [item.mpp for item in items] == [0.4, *[0.25] * 5]
+    assert "using mpp 0.4 as --facts say, although its annotation says 0.25" in caplog.messages[0]
+    assert "using mpp 0.25 as its annotation says, although --mpp says 0.5" in caplog.messages[1]
+    assert len(caplog.messages) == 6
+
+
+def test_mpp_of_a_volume_is_chosen_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.zeros((2, *SHAPE), np.uint16)
+    labels[:, 5:15, 5:15] = 1
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "s1.tif", labels, photometric="minisblack")
+    annotation = Annotation(labels.astype(np.int32), mpp=0.25)
+    monkeypatch.setattr(preparing, "read_annotation", lambda *given: annotation)
+    folders = (tmp_path / "images", tmp_path / "labels", tmp_path / "out")
+    (item,) = preparing.prepare_volumes(*folders, form="labels", options=OPTIONS)
+    assert item.mpp == 0.25
+
+
+def test_sources_of_mpp_that_agree_within_5_percent_are_no_warning(
+    sources: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    annotate_in_xml(sources, 0.49)
+    assert {item.mpp for item in open_dataset(make(sources, form="aperio-xml"))} == {0.49}
+    assert not caplog.messages
+
+
+def test_a_dataset_without_any_nucleus_is_made_when_said_so(sources: Path) -> None:
+    for path in sorted((sources / "labels").iterdir()):
+        path.unlink()
+        path.with_suffix(".geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    with pytest.raises(UsageError, match="no nucleus inside the image"):
+        make(sources, form="qupath")
+    out = make(sources, form="qupath", options=Options(mpp=0.5, allow_empty=True))
+    assert not any(item.read_labels().any() for item in open_dataset(out))
 
 
 def test_images_are_normalised_and_those_without_stain_are_listed(

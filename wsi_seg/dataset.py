@@ -3,6 +3,7 @@
 DATA/images/*.png|jpg|tif    RGB
 DATA/labels/<same name>.png  uint16 instances, 0 background; or DATA/masks/, binary, where nuclei are not told apart
 DATA/types/<same name>.png   optional uint8 class of each pixel, 0 background
+DATA/classes.csv             optional: type, name: what the values in types/ mean
 DATA/items.csv               optional: name, group, source, mpp, licence; without it mpp must be given, and each
                              image is a group of its own
 """
@@ -19,7 +20,9 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
+from wsi_seg.config import ClassSpec
 from wsi_seg.errors import UsageError, suggest
+from wsi_seg.pixels import depth_problem, rgb_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "TIFF")
@@ -48,7 +51,7 @@ class Item:
     def read_image(self) -> npt.NDArray[np.uint8]:
         """Return (H, W, 3) uint8 RGB."""
         with Image.open(self.image, formats=FORMATS) as image:
-            return np.asarray(image.convert("RGB"))
+            return read_rgb(self.image, image)
 
     def read_labels(self) -> npt.NDArray[np.int32]:
         """Return (H, W) int32; components of a binary mask get a number each."""
@@ -64,6 +67,13 @@ class Item:
             return None
         with Image.open(self.types, formats=FORMATS) as image:
             return np.asarray(image).astype(np.uint8)
+
+
+def read_rgb(path: Path, image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return (H, W, 3) uint8 RGB of an opened picture; UsageError where a channel has more than 8 bits."""
+    if problem := depth_problem(image):
+        raise UsageError(f"{path}: {problem}")
+    return rgb_of(image)
 
 
 def open_dataset(folder: str | Path, mpp: float | None = None) -> list[Item]:
@@ -133,15 +143,60 @@ def mpp_of(image: Path, facts: Mapping[str, str], mpp: float | None) -> float:
     return value
 
 
+def class_values(types: Path, classes: Sequence[ClassSpec]) -> tuple[tuple[int, ...], ...]:
+    """Return the values in a dataset's types, of which one file is given, that mean class 1, 2 ...
+
+    They are those that a class has, or else those of its name in classes.csv, or else, where there is none, 1, 2 ...
+    """
+    path = types.parents[1] / "classes.csv"
+    named = read_classes(path)
+    for own in classes if named else ():
+        if not own.values and own.name not in named:
+            raise UsageError(
+                f"{path}: has no class {own.name!r}{suggest(own.name, named)}; it has {', '.join(named)}: call the "
+                "class so, or give it the `values` that mean it"
+            )
+    values = tuple(own.values or named.get(own.name, (k,)) for k, own in enumerate(classes, start=1))
+    if sum(map(len, values)) > len({value for own in values for value in own}):
+        raise UsageError(f"{path}: two classes have a value in common: {values}; give each its own `values`")
+    return values
+
+
+def read_classes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return which values each name in classes.csv has; an empty dict where nobody has named them."""
+    if not path.is_file():
+        return {}
+    named: dict[str, tuple[int, ...]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # as Excel writes it
+            for row in csv.DictReader(file):
+                if row["name"] != row["type"]:  # what prepare calls a class that has no name
+                    named[row["name"]] = (*named.get(row["name"], ()), int(row["type"]))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); expected the columns type and name") from None
+    if any(not 1 <= value <= 255 for own in named.values() for value in own):
+        raise UsageError(f"{path}: has the types {sorted(sum(named.values(), ()))}; expected 1 to 255")
+    return named
+
+
 def read_facts(path: Path, columns: Sequence[str] = ITEM_COLUMNS) -> dict[str, dict[str, str]]:
     """Return the rows of items.csv by name; an empty dict where there is none. Other columns are refused."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        for column in reader.fieldnames or ():
-            if column not in columns:
-                raise UsageError(f"{path}: unknown column {column!r}{suggest(column, columns)}")
-        if "name" not in (reader.fieldnames or ()):
-            raise UsageError(f"{path}: has no column 'name'; expected a header line such as name,group,mpp")
-        return {row["name"]: row for row in reader}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins UTF-8 with a mark
+            reader = csv.DictReader(file)
+            header, rows = reader.fieldnames or (), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); expected a table saved as CSV UTF-8") from None
+    for column in header:
+        if column not in columns:
+            raise UsageError(f"{path}: unknown column {column!r}{suggest(column, columns)}")
+    if "name" not in header:
+        raise UsageError(f"{path}: has no column 'name'; expected a header line such as name,group,mpp")
+    facts: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row["name"] in facts:
+            raise UsageError(f"{path}: names {row['name']!r} twice; expected one line for each")
+        facts[row["name"]] = row
+    return facts

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -37,9 +38,12 @@ from wsi_seg.splits import by_ratio, write_splits
 from wsi_seg.stain.normaliser import Normaliser
 from wsi_seg.volume_dataset import scale_grey
 
+log = logging.getLogger("wsi_seg")
+
 STAIN_FILE = "stain.json"
 MOST_LABELS = 65535  # of a uint16 PNG
 SHOWN = 12  # images on the sheet
+MPP_TOLERANCE = 0.05  # up to which two sources agree
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,16 @@ class Facts:
         """Return the options with the image's own mpp, if it has one."""
         own = self.of_each.get(image.stem, {})
         return options.model_copy(update={"mpp": mpp_of(image, own, None)}) if own.get("mpp") else options
+
+    def mpp(self, image: Path, options: Options, annotated: float | None) -> float:
+        """Return the image's own mpp, else that which its annotation says, else that of all; it is never guessed."""
+        own = self.of_each.get(image.stem, {})
+        chosen = mpp_of(image, own, annotated or options.mpp)
+        other = annotated if own.get("mpp") else options.mpp
+        if other and abs(other - chosen) > MPP_TOLERANCE * chosen:
+            sources = ("--facts say", "its annotation") if own.get("mpp") else ("its annotation says", "--mpp")
+            log.warning("%s: using mpp %.4g as %s, although %s says %.4g", image, chosen, *sources, other)
+        return chosen
 
 
 def prepare(
@@ -151,13 +165,15 @@ def pair(images: Path, annotations: Path, form: Form) -> list[tuple[Path, Path]]
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
     """Return (H, W, 3) uint8 RGB, or (Z, H, W, 3) of a TIFF volume.
 
-    Grey of more than 8 bits is stretched from its 0.1 to its 99.9 percentile, over all slices alike.
+    Grey of more than 8 bits in a TIFF is stretched from its 0.1 to its 99.9 percentile, over all slices alike.
     """
     if path.suffix.lower() not in TIFFS:
         return read_rgb(path)
     values = read_tiff(path)
     if values.dtype == np.uint8 and (values.ndim == 2 or values.shape[2:] in ((3,), (4,))):
         return read_rgb(path)  # which knows palettes and YCbCr
+    if values.ndim == 3 and values.shape[2] in (3, 4):
+        raise UsageError(f"{path}: is {values.dtype} in colour; expected 8 bits per channel: scale it to 8 bits first")
     if values.ndim not in (2, 3):
         raise UsageError(f"{path}: has the shape {values.shape}; expected a picture, or a grey volume (Z, H, W)")
     if values.itemsize > 1:
@@ -184,9 +200,7 @@ class _Writer:
         rgb = read_image(image)
         options = self.facts.options(image, self.options)
         annotation = read_annotation(form, path, rgb.shape[:-1], options)
-        mpp = options.mpp or annotation.mpp
-        if mpp is None:
-            raise UsageError(f"{image}: its mpp is not known and not guessed; give --mpp")
+        mpp = self.facts.mpp(image, self.options, annotation.mpp)
         if self.typed not in (None, annotation.types is not None):
             had = (
                 "lacks types, but those before it have them"

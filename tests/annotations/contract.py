@@ -77,6 +77,11 @@ class AnnotationContract:
         with pytest.raises(UsageError, match="there is no such annotation"):
             self.read(tmp_path / "missing")
 
+    def test_a_volume_is_refused_where_the_annotation_is_of_a_picture(self, tmp_path: Path) -> None:
+        told = "its image is a volume of 60 x 40 x 6 px" if self.form.planar else "its image is 60 x 40 x 6 px"
+        with pytest.raises(UsageError, match=told):
+            self.read(self.write(tmp_path), (6, *SHAPE))
+
     def test_another_size_is_told(self, tmp_path: Path) -> None:
         if not self.fixed_size:
             pytest.skip("its files have no size")

@@ -38,8 +38,8 @@ class TestAperioXml(AnnotationContract):
     fixed_size = False
 
     def write(self, folder: Path) -> Path:
-        # two nuclei that share a side, and a region of another annotation
-        return write_xml(folder, square(5, 5, 10) + square(15, 5, 10), square(40, 20, 5))
+        # two nuclei that share a side, and a click by mistake in another layer
+        return write_xml(folder, square(5, 5, 10) + square(15, 5, 10), region((40, 20), (41, 20)))
 
 
 def test_touching_nuclei_share_no_pixel_and_have_their_true_area(tmp_path: Path) -> None:
@@ -70,8 +70,11 @@ def test_mpp_is_what_the_file_says(tmp_path: Path) -> None:
     [
         ("<Annotations><Annotation></Annotations>", "is no XML"),
         ("<html/>", "has no Annotation element"),
-        ("<Annotations><Annotation/></Annotations>", "has no polygon"),
-        (f"<Annotations><Annotation>{region((1, 1), (2, 2))}</Annotation></Annotations>", "has no polygon"),
+        ("<Annotations><Annotation/></Annotations>", "no nucleus inside the image.*--allow-empty"),
+        (
+            f"<Annotations><Annotation>{region((1, 1), (2, 2))}</Annotation></Annotations>",
+            "no nucleus inside the image",
+        ),
         ('<Annotations><Annotation><Region Id="7"><Vertex X="1"/></Region></Annotation></Annotations>', "of Region 7"),
         ('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><Annotations>&b;</Annotations>', "document type"),
         (f"<Annotations><Annotation>{square(500, 500, 9)}</Annotation></Annotations>", "no nucleus inside the image"),
@@ -81,6 +84,23 @@ def test_bad_files_are_told(tmp_path: Path, content: str, told: str) -> None:
     path = tmp_path / "bad.xml"
     path.write_text(content)
     with pytest.raises(UsageError, match=told):
+        read_annotation(APERIO_XML, path, SHAPE)
+
+
+@pytest.mark.parametrize("layers", ["", "<Annotation/>", "<Annotation><Regions/></Annotation><Annotation/>"])
+def test_no_nuclei_are_right_when_said_so(tmp_path: Path, layers: str) -> None:
+    (tmp_path / "empty.xml").write_text(f'<Annotations MicronsPerPixel="0.5">{layers}</Annotations>')
+    annotation = read_annotation(APERIO_XML, tmp_path / "empty.xml", SHAPE, Options(allow_empty=True))
+    assert not annotation.labels.any()
+    assert annotation.mpp == 0.5
+
+
+def test_nuclei_in_a_later_layer_are_not_lost_in_silence(tmp_path: Path) -> None:
+    path = write_xml(tmp_path, square(5, 5, 10), "", square(40, 20, 5))
+    path.write_text("<Annotation Name='Stroma'>".join(path.read_text().rsplit("<Annotation>", 1)))
+    with pytest.raises(
+        UsageError, match=r"layer 3 \(Name 'Stroma'\) has Regions.*move them there, or delete the layer"
+    ):
         read_annotation(APERIO_XML, path, SHAPE)
 
 

@@ -39,6 +39,12 @@ class TestColours(AnnotationContract):
         Image.fromarray(picture()).quantize(8).save(tmp_path / "palette.png")
         assert (self.read(tmp_path / "palette.png").labels == self.read(self.write(tmp_path)).labels).all()
 
+    def test_transparency_does_not_change_colours(self, tmp_path: Path) -> None:
+        layer = Image.fromarray(picture())
+        layer.putalpha(Image.fromarray(np.uint8(picture().any(axis=2)) * 128))
+        layer.save(tmp_path / "layer.png")
+        assert (self.read(tmp_path / "layer.png").labels == self.read(self.write(tmp_path)).labels).all()
+
     def test_an_unknown_colour_names_itself_and_its_first_pixel(self, tmp_path: Path) -> None:
         rgb = picture()
         rgb[30, 40:44] = 10, 20, 230

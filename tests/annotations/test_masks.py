@@ -75,6 +75,14 @@ class TestLabels(AnnotationContract):
             self.read(tmp_path / "one.tif")
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])
+def test_labels_in_a_jpeg_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"one{suffix}"
+    Image.fromarray(two_squares().astype(np.uint8) * 9).save(path, "JPEG")
+    with pytest.raises(UsageError, match="is a JPEG, whose compression makes other labels; expected PNG"):
+        read_annotation(FORMS.load("labels"), path, SHAPE)
+
+
 class TestNpz(TestLabels):
     def write(self, folder: Path) -> Path:
         np.savez(folder / "one.npz", mask=two_squares())

@@ -98,7 +98,7 @@ def test_classes_are_found_however_qupath_writes_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('{"type": "FeatureCollection", "features": []}', "has no polygon"),
+        ('{"type": "FeatureCollection", "features": []}', "no nucleus inside the image.*--allow-empty"),
         ('{"type": "Polygon", "coordinates": []}', "holds no features"),
         (text([feature({"type": "Point", "coordinates": [1, 2]}, "Tumor")]), "object 1 is a Point; expected polygons"),
         (text([feature(polygon([[0, 0], [1, 1]]), "Tumor")]), "object 1 has broken coordinates"),
@@ -114,6 +114,22 @@ def test_bad_content_is_told(tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "bad.geojson").write_text(content)
     with pytest.raises(UsageError, match=told):
         read_annotation(FORMS.load("qupath"), tmp_path / "bad.geojson", SHAPE, TestQuPath.options)
+
+
+def test_no_nuclei_are_right_when_said_so(tmp_path: Path) -> None:
+    (tmp_path / "empty.geojson").write_text(text([]))
+    assert find_classes(tmp_path / "empty.geojson") == set()
+    options = Options(allow_empty=True, classes=("Tumor",))
+    annotation = read_annotation(FORMS.load("qupath"), tmp_path / "empty.geojson", SHAPE, options)
+    assert annotation.types is not None
+    assert not annotation.labels.any() and not annotation.types.any()
+
+
+def test_a_zip_without_geojson_is_not_empty_but_wrong(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("notes.txt", "no GeoJSON")
+    with pytest.raises(UsageError, match="holds no GeoJSON"):
+        read_annotation(FORMS.load("qupath"), tmp_path / "other.zip", SHAPE, Options(allow_empty=True))
 
 
 def test_what_this_package_writes_for_qupath_comes_back(tmp_path: Path) -> None:

@@ -13,8 +13,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import yaml
+from click.testing import CliRunner
+
+from wsi_seg.cli.main import _group
 
 COMMANDS = ["run", "status", "retry", "plan", "convert", "prepare", "stain", "augment", "models", "train", "evaluate"]
 COMMANDS += ["compare", "tune", "demo"]
@@ -42,6 +46,20 @@ def test_help_lists_the_commands() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(command: str) -> None:
     assert wsi_seg(command, "--help").stdout.startswith(f"Usage: wsi-seg {command}")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ctrl_c_says_whether_anything_is_kept(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_group, "get_command", lambda context, name: stopped)
+    done = CliRunner().invoke(_group, [command])
+    assert done.exit_code == 130
+    kept = command in ("run", "retry", "train", "demo")
+    assert ("the same command continues" in done.stderr) == kept
+    assert ("nothing was kept" in done.stderr) != kept
 
 
 def test_an_unknown_option_is_wrong_usage(small_slide: Path) -> None:

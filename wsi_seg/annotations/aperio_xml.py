@@ -1,5 +1,7 @@
 """Aperio ImageScope XML, as MoNuSeg has it: each Region of the first Annotation is a nucleus.
 
+Regions in further Annotations, which ImageScope calls layers, are refused: what they are is not known.
+
 Vertices are given from the corner of the top left pixel, so in pixel indices they lie 0.5 lower: the centre of pixel
 (0, 0) is the point (0.5, 0.5). Drawn so they fit MoNuSeg's own labels best; without the shift each nucleus sits half a
 pixel too far to the right and below.
@@ -44,16 +46,24 @@ def _parse(path: Path) -> Any:  # noqa: ANN401
 
 
 def _regions(path: Path, root: Any) -> list[Any]:  # noqa: ANN401
-    annotation = root if root.tag == "Annotation" else root.find("Annotation")
-    if annotation is None:
+    layers = [root] if root.tag == "Annotation" else root.findall("Annotation")
+    if not layers and root.tag != "Annotations":
         raise UsageError(f"{path}: has no Annotation element; expected an annotation file of Aperio ImageScope")
+    for number, layer in enumerate(layers[1:], start=2):
+        if _polygons(path, layer):
+            raise UsageError(
+                f"{path}: layer {number} (Name {layer.get('Name', '')!r}) has Regions, too; expected all nuclei in the "
+                "first layer: move them there, or delete the layer; for classes take another form, such as qupath"
+            )
+    return _polygons(path, layers[0]) if layers else []
+
+
+def _polygons(path: Path, annotation: Any) -> list[Any]:  # noqa: ANN401
     polygons = []
     for region in annotation.iter("Region"):
         vertices = [_vertex(path, region, vertex) for vertex in region.iter("Vertex")]
         if len(vertices) >= 3:  # fewer enclose nothing: a click by mistake
             polygons.append(make_polygon(vertices))
-    if not polygons:
-        raise UsageError(f"{path}: has no polygon; expected Regions of three or more Vertices in the first Annotation")
     return polygons
 
 
@@ -75,4 +85,4 @@ def _mpp(path: Path, root: Any) -> float | None:  # noqa: ANN401
     return mpp if mpp > 0 else None  # 0 is what ImageScope writes where it does not know
 
 
-APERIO_XML = Form(read_aperio_xml, (".xml",))
+APERIO_XML = Form(read_aperio_xml, (".xml",), planar=True)

@@ -62,14 +62,16 @@ Read = Callable[[Path, Shape, Options], Annotation]
 class Form:
     """One form of annotation.
 
-    read: (file, (H, W) of its image in pixels, options) -> Annotation.
+    read: (file, (H, W) of its image in pixels, or (Z, H, W) of a volume, options) -> Annotation.
     suffixes: what its files end with, in lower case; the empty string is a folder.
     find_classes: names of the classes in a file, for forms whose files name them and where options need not.
+    planar: whether its coordinates are x and y alone, so that a volume cannot be annotated in it.
     """
 
     read: Read
     suffixes: tuple[str, ...]
     find_classes: Callable[[Path], set[str]] | None = None
+    planar: bool = False
 
 
 def components(mask: npt.NDArray[np.bool_]) -> Labels:

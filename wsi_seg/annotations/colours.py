@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi_seg.annotations.base import Annotation, Form, Options, Shape, Types, components
-from wsi_seg.annotations.pictures import PICTURES, read_rgb
+from wsi_seg.annotations.pictures import PICTURES, read_colour_mask
 from wsi_seg.errors import UsageError
 
 BACKGROUND = "background"
@@ -22,7 +22,7 @@ BACKGROUND = "background"
 def read_colours(path: Path, shape: Shape, options: Options) -> Annotation:
     """Return the components of each class of a colour-mapped picture."""
     names, palette = _palette(path, options)
-    types = classes_of(path, read_rgb(path), palette, options.tolerance)
+    types = classes_of(path, read_colour_mask(path), palette, options.tolerance)
     labels = np.zeros(types.shape, np.int32)
     for kind in range(1, len(names) + 1):
         found = components(types == kind)

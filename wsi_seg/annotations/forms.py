@@ -32,6 +32,11 @@ def read_annotation(form: Form, path: str | Path, shape: Shape, options: Options
     path, options = Path(path), options or Options()
     if not path.exists():
         raise UsageError(f"{path}: there is no such annotation; expected one file per image")
+    if form.planar and len(shape) != 2:
+        raise UsageError(
+            f"{path}: has coordinates x and y, but its image is a volume of {_size(shape)} px; expected a picture: "
+            "save the slice that was annotated as one, or take the form labels, binary or observers"
+        )
     annotation = form.read(path, shape, options)
     if annotation.labels.shape != shape:
         raise UsageError(
@@ -40,7 +45,8 @@ def read_annotation(form: Form, path: str | Path, shape: Shape, options: Options
         )
     if not options.allow_empty and not annotation.labels.any():
         raise UsageError(
-            f"{path}: has no nucleus inside the image; leave the image out, or give --allow-empty if that is right"
+            f"{path}: has no nucleus inside the image; expected one at least: export it again, leave the image out, "
+            "or give --allow-empty if that is right"
         )
     return annotation
 

@@ -2,8 +2,9 @@
 
 binary: what hangs together over sides is one nucleus, so touching nuclei are fused.
 
-labels: each value is a nucleus; pictures of 8, 16 or 32 bits, TIFF volumes, and .npz with the key mask. Types come from
-the key types, or from a picture of the same name in a folder types/ beside the folder of labels; `classes` names them.
+labels: each value is a nucleus; pictures of 8, 16 or 32 bits but JPEG, TIFF volumes, and .npz with the key mask. Types
+come from the key types, or from a picture of the same name in a folder types/ beside the folder of labels; `classes`
+names them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ def read_binary(path: Path, shape: Shape, options: Options) -> Annotation:
 
 def read_labels(path: Path, shape: Shape, options: Options) -> Annotation:
     """Return a label image, and its types where there are some."""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise UsageError(
+            f"{path}: is a JPEG, whose compression makes other labels; expected PNG, TIFF or .npz: export it again"
+        )
     labels = _whole_numbers(path, _read(path))
     types = _read_types(path)
     if types is None:

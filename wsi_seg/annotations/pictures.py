@@ -1,8 +1,10 @@
-"""Pixels of annotation files, with errors that name the file."""
+"""Pixels of images and annotation files, with errors that name the file."""
 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
+from wsi_seg import dataset
 from wsi_seg.errors import UsageError
 
 TIFFS = (".tif", ".tiff")
@@ -19,7 +22,13 @@ _FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")  # others, such as EPS, start p
 
 
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
-    """Return (H, W, 3) uint8; palettes are looked up."""
+    """Return (H, W, 3) uint8 of an image, as a run sees it."""
+    with _opened(path) as image:
+        return dataset.read_rgb(path, image)
+
+
+def read_colour_mask(path: Path) -> npt.NDArray[np.uint8]:
+    """Return (H, W, 3) uint8 of an annotation; palettes are looked up, and a colour is the same however transparent."""
     with _opened(path) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -50,15 +59,16 @@ def read_npz(path: Path, key: str) -> npt.NDArray[Any] | None:
         raise UsageError(f"{path}: cannot be read ({error}); expected an .npz file of plain arrays") from None
 
 
-def _opened(path: Path) -> Image.Image:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Give an image whose pixels are not read yet."""
     try:
-        image = Image.open(path, formats=_FORMATS)
-        image.load()
+        with Image.open(path, formats=_FORMATS) as image:
+            yield image
     except UnidentifiedImageError:
         raise UsageError(f"{path}: is no picture; expected one of {', '.join(PICTURES)}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); expected a whole picture") from None
-    return image
 
 
 def _read_other(path: Path) -> npt.NDArray[Any]:

@@ -143,5 +143,5 @@ def _row(path: Path, number: int, line: str) -> tuple[float, float, int]:
         ) from None
 
 
-BRECAHAD = Form(read_brecahad, (".json",))
-BRCA_M2C = Form(read_brca_m2c, (".txt",))
+BRECAHAD = Form(read_brecahad, (".json",), planar=True)
+BRCA_M2C = Form(read_brca_m2c, (".txt",), planar=True)

@@ -45,12 +45,12 @@ def read_qupath(path: Path, shape: Shape, options: Options) -> Annotation:
 
 
 def read_nuclei(path: Path) -> list[Nucleus]:
-    """Return all objects that have an area."""
-    features = [feature for text in _texts(path) for feature in _features(path, text)]
-    nuclei = [nucleus for k, feature in enumerate(features, start=1) if (nucleus := _nucleus(path, k, feature))]
-    if not nuclei:
-        raise UsageError(f"{path}: has no polygon; expected annotations, detections or cells exported from QuPath")
-    return nuclei
+    """Return all objects that have an area; there may be none."""
+    texts = list(_texts(path))
+    if not texts:
+        raise UsageError(f"{path}: holds no GeoJSON; expected what QuPath exports")
+    features = [feature for text in texts for feature in _features(path, text)]
+    return [nucleus for k, feature in enumerate(features, start=1) if (nucleus := _nucleus(path, k, feature))]
 
 
 def find_classes(path: Path) -> set[str]:
@@ -135,4 +135,4 @@ def _kind(path: Path, nucleus: Nucleus, classes: tuple[str, ...]) -> int:
     return classes.index(name) + 1
 
 
-QUPATH = Form(read_qupath, SUFFIXES, find_classes)
+QUPATH = Form(read_qupath, SUFFIXES, find_classes, planar=True)

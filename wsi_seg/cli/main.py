@@ -30,6 +30,7 @@ _COMMANDS = {
     "tune": ("wsi_seg.cli.tune:tune", "Choose the thresholds of a model on annotated images."),
     "demo": ("wsi_seg.cli.demo:demo", "Build a small real slide and run on it."),
 }
+_RESUMING = ("run", "retry", "train", "demo")
 
 
 class _Commands(click.Group):
@@ -56,7 +57,9 @@ class _Commands(click.Group):
             _explain(error)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("\nStopped. What is done is kept; the same command continues.", err=True)
+            resumes = ctx.invoked_subcommand in _RESUMING
+            kept = ". What is done is kept; the same command continues." if resumes else "; nothing was kept."
+            click.echo(f"\nStopped{kept}", err=True)
             sys.exit(130)
         except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise

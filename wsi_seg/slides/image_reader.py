@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import warnings
 
-import numpy as np
 from PIL import Image
 
 from wsi_seg.errors import SlideOpenError
 from wsi_seg.geometry import Box
+from wsi_seg.pixels import depth_problem, rgb_of
 from wsi_seg.slides.base import RGB, Facts, Slide
 from wsi_seg.slides.fingerprint import file_digest
 
 _UM_PER_INCH = 25400.0
 _FORMATS = ("PNG", "JPEG", "BMP", "JPEG2000", "TIFF")  # others, such as EPS, start programs
-_EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 
 
 class ImageSlide(Slide):
@@ -46,15 +45,9 @@ class ImageSlide(Slide):
                 raise SlideOpenError(self.path, f"{fact}; it may be truncated, copy it again") from error
 
     def _decode(self, image: Image.Image) -> RGB:
-        if image.mode not in _EIGHT_BIT or any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
-            raise SlideOpenError(
-                self.path, f"has more than 8 bits per channel (Pillow mode {image.mode}); scale it to 8 bits first"
-            )
-        if image.has_transparency_data:
-            layer = image.convert("RGBA")
-            flat = Image.new("RGBA", layer.size, "white")
-            return np.asarray(Image.alpha_composite(flat, layer).convert("RGB"))
-        return np.asarray(image.convert("RGB"))
+        if problem := depth_problem(image):
+            raise SlideOpenError(self.path, problem)
+        return rgb_of(image)
 
     def _facts(self) -> Facts:
         height, width, _ = self._get_handle().shape

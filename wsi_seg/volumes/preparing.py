@@ -15,7 +15,6 @@ import tifffile
 
 from wsi_seg.annotations.base import Form, Labels, Options, Types
 from wsi_seg.annotations.forms import FORMS, read_annotation
-from wsi_seg.dataset import mpp_of
 from wsi_seg.errors import UsageError
 from wsi_seg.prepare import Facts, agreements, checked, compacted, making, pair, write_csv
 from wsi_seg.sheet import Cell, colour_of, draw_sheet
@@ -74,7 +73,7 @@ class _Writer:
         name, values = path.stem, _grey(path)
         options = self.facts.options(path, self.options)
         annotation = read_annotation(form, annotation_path, values.shape, options)
-        mpp = mpp_of(path, {}, options.mpp or annotation.mpp)
+        mpp = self.facts.mpp(path, self.options, annotation.mpp)
         labels = compacted(annotation.labels, name)
         self._write("volumes", name, values)
         self._write("labels", name, labels.astype(np.uint16))
