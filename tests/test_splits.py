@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_seg.errors import OutputError, UsageError
-from wsi_seg.splits import Member, by_fold, by_group, by_ratio, check, read_splits, write_splits
+from wsi_seg.splits import Member, by_fold, by_group, by_ratio, check, names_in, read_splits, with_earlier, write_splits
 
 GROUPS = {f"image {k}": f"patient {k // 3}" for k in range(60)}  # 20 patients of 3 images
 
@@ -20,6 +20,14 @@ def test_ratio_is_met_with_whole_groups(shares: dict[str, float]) -> None:
     assert sorted(member.name for member in members) == sorted(GROUPS)
     counts = Counter(member.split for member in members)
     assert {split: count / 60 for split, count in counts.items()} == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(("large", "small"), [("a", "b"), ("b", "a")])
+def test_a_large_group_is_in_the_large_split(large: str, small: str, seed: int) -> None:
+    groups = {**{f"{large}{k}": large for k in range(9)}, small: small}
+    members = by_ratio(groups, {"train": 0.8, "valid": 0.2}, seed)
+    assert Counter(member.split for member in members) == {"train": 9, "valid": 1}
 
 
 def test_splits_depend_on_the_seed_and_not_on_the_order() -> None:
@@ -110,3 +118,26 @@ def test_a_bad_file_list_is_told(tmp_path: Path, content: str, told: str) -> Non
         read_splits(tmp_path / "bad.csv")
     with pytest.raises(UsageError, match="there is no such file list"):
         read_splits(tmp_path / "none.csv")
+
+
+def test_a_split_is_taken_by_its_name(tmp_path: Path) -> None:
+    write_splits(tmp_path / "splits.csv", [Member("a", "p", "train"), Member("b", "q", "test")])
+    assert names_in(tmp_path, "test") == {"b"}
+    with pytest.raises(UsageError, match=r"no split 'tset'; did you mean 'test'.*expected test or train"):
+        names_in(tmp_path, "tset")
+
+
+def test_what_a_start_learned_from_stays_so() -> None:
+    """Its groups too, also where they are grouped otherwise by now; and what it was tested on it has not seen."""
+    earlier = [
+        Member("a1", "a1", "train"),
+        Member("b1", "b", "valid"),
+        Member("b2", "b", "valid"),
+        Member("c", "c", "test"),
+    ]
+    own = [Member("a1", "a", "valid"), Member("a2", "a", "valid"), Member("b1", "b", "test"), Member("d", "d", "train")]
+    members = with_earlier(own, earlier)
+    check(members)
+    assert {member.name: member.split for member in members} == {
+        **{"a1": "train", "a2": "train", "b1": "valid", "b2": "valid", "d": "train"}
+    }

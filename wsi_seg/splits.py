@@ -16,6 +16,8 @@ from typing import NamedTuple
 from wsi_seg.errors import OutputError, UsageError, suggest
 
 COLUMNS = ("name", "group", "split")
+FILE = "splits.csv"  # of a dataset that was split when it was prepared
+_SEEN = ("valid", "train")  # by a model; what comes later counts for more
 
 
 class Member(NamedTuple):
@@ -37,7 +39,7 @@ def by_ratio(groups: Mapping[str, str], shares: Mapping[str, float], seed: int =
     sizes = _sizes(groups, len(shares))
     wanting = {split: share * len(groups) for split, share in shares.items()}
     split_of: dict[str, str] = {}
-    for place, group in enumerate(_shuffled(sizes, seed)):
+    for place, group in enumerate(_largest_first(sizes, seed)):
         unused = [split for split in shares if split not in split_of.values()]
         # each split needs a group: with as many left as are empty, only those may take one
         choices = unused if len(unused) == len(sizes) - place else list(shares)
@@ -57,8 +59,7 @@ def by_fold(groups: Mapping[str, str], folds: int, seed: int = 0) -> list[list[M
     sizes = _sizes(groups, folds)
     fold_of: dict[str, int] = {}
     filled = [0] * folds
-    # the largest first, so that the small ones even out what is left
-    for group in sorted(_shuffled(sizes, seed), key=lambda group: -sizes[group]):
+    for group in _largest_first(sizes, seed):
         fold_of[group] = min(range(folds), key=lambda fold: filled[fold])
         filled[fold_of[group]] += sizes[group]
     return [
@@ -131,6 +132,30 @@ def read_splits(path: str | Path) -> list[Member]:
     return members
 
 
+def names_in(dataset: str | Path, split: str) -> set[str]:
+    """Return the names of the images that are in a split of a dataset, as its splits.csv says."""
+    path = Path(dataset) / FILE
+    members = read_splits(path)
+    known = sorted({member.split for member in members})
+    if split not in known:
+        raise UsageError(f"{path}: there is no split {split!r}{suggest(split, known)}; expected {' or '.join(known)}")
+    return {member.name for member in members if member.split == split}
+
+
+def with_earlier(members: Sequence[Member], earlier: Iterable[Member]) -> list[Member]:
+    """Return the list of a model with the images that made the weights it was begun with.
+
+    A group that either learned from stays learned from, and one that either was validated on is no test.
+    """
+    group_of = {member.name: member.group for member in members}
+    seen = [row._replace(group=group_of.get(row.name, row.group)) for row in earlier if row.split in _SEEN]
+    rows = [*seen, *members]
+    split_of = {row.group: row.split for row in rows}
+    for split in _SEEN:
+        split_of |= {row.group: split for row in rows if row.split == split}
+    return [row._replace(split=split_of[row.group]) for row in {row.name: row for row in rows}.values()]
+
+
 def _sizes(groups: Mapping[str, str], splits: int) -> Counter[str]:
     """Return how many images each group has, having checked that there is a group for each split."""
     sizes = Counter(groups.values())
@@ -142,9 +167,12 @@ def _sizes(groups: Mapping[str, str], splits: int) -> Counter[str]:
     return sizes
 
 
-def _shuffled(groups: Iterable[str], seed: int) -> list[str]:
-    """Return the groups in an order that depends on each one's name and the seed, on any machine and Python."""
-    return sorted(groups, key=lambda group: hashlib.sha256(f"{seed}\n{group}".encode()).digest())
+def _largest_first(sizes: Mapping[str, int], seed: int) -> list[str]:
+    """Return the groups from large to small, so that the small ones even out what is left.
+
+    Those of one size are in an order that depends on each one's name and the seed, on any machine and Python.
+    """
+    return sorted(sizes, key=lambda group: (-sizes[group], hashlib.sha256(f"{seed}\n{group}".encode()).digest()))
 
 
 def _members(groups: Mapping[str, str], split_of: Mapping[str, str]) -> list[Member]:

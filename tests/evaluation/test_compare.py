@@ -11,10 +11,14 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.cli.compare import compare as command
+from wsi_seg.config import ClassSpec
 from wsi_seg.dataset import open_dataset
 from wsi_seg.errors import UsageError
-from wsi_seg.evaluation.comparison import short_names
+from wsi_seg.evaluation.comparison import compare_into, short_names
+from wsi_seg.evaluation.scoring import METRICS, Row
+from wsi_seg.evaluation.tools import Result, check_tool
 
 
 def run(*arguments: str | float | Path) -> str:
@@ -65,6 +69,41 @@ def test_one_tool_or_the_same_twice_is_wrong(made: Path) -> None:
 def test_all_names_are_checked_first(made: Path) -> None:
     with pytest.raises(UsageError, match="Unknown model 'effunetp'"):
         run(made, "effunetp", "--data", made)
+
+
+def test_predictions_are_read_before_any_model_is_run(made: Path) -> None:
+    """Those of another size, damaged ones and colours, of any of the tools."""
+    labels = shifted(made, 1)
+    path = labels / "p1_5.png"
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(path)
+    with pytest.raises(UsageError, match=r"p1_5\.png: has the shape \(5, 5\)"):
+        check_tool(str(labels), open_dataset(made))
+    path.write_bytes((labels / "p1_4.png").read_bytes()[:60])
+    with pytest.raises(UsageError, match=r"p1_5\.png: cannot be read"):
+        check_tool(str(labels), open_dataset(made))
+
+
+def test_images_too_coarse_for_a_model_are_told_before_any_is_run(made: Path, small_model: Path) -> None:
+    (made / "items.csv").write_text("name,mpp\np1_5,0.56\n")
+    with pytest.raises(UsageError, match=r"p1_5\.png: has 0\.56 um/px, 2\.24 times coarser .* leave it out") as told:
+        check_tool(str(small_model), open_dataset(made, 0.25))
+    assert "upsampling" not in str(told.value)
+
+
+def test_classes_that_mean_different_things_are_not_subtracted() -> None:
+    """Class 1 of a model of lymphocytes and tumour is not that of one of tumour and stroma."""
+    spec = find_bundle("effunetpp").spec
+    colour, histogram = (1, 2, 3), np.ones((2, 256), np.int64)
+    scores = dict.fromkeys(METRICS, 0.5) | {"dice_class_1": 0.5}
+    results = {}
+    for tool, names in (("a", "xy"), ("b", "yz"), ("c", "xy")):
+        classes = tuple(ClassSpec(name=name, color=colour) for name in names)
+        bundle = Bundle(Path(tool), spec.model_copy(update={"head": "types", "classes": classes}))
+        results[tool] = Result(tool, bundle, [Row("i", "g", "s", 0.25, 1, 1, scores, histogram, False)])
+    found = compare_into(None, ["a", "b", "c"], results.__getitem__, [])
+    assert found.difference("c", "dice_class_1").mean == 0
+    assert np.isnan(found.difference("b", "dice_class_1").mean)
+    assert found.difference("b", "dice").mean == 0
 
 
 def test_names_are_short_where_they_can_be() -> None:

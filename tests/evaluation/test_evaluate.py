@@ -6,7 +6,9 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
@@ -16,13 +18,15 @@ from PIL import Image
 
 from wsi_seg.api import load_model, segment_image
 from wsi_seg.cli.evaluate import evaluate as command
+from wsi_seg.config import ClassSpec
 from wsi_seg.dataset import open_dataset
 from wsi_seg.errors import ModelError, OutputError, UsageError
-from wsi_seg.evaluation import Row, evaluate, evaluate_labels
+from wsi_seg.evaluation import Row, evaluate, evaluate_labels, scoring
 from wsi_seg.evaluation.labels import Prediction
 from wsi_seg.evaluation.report import evaluate_into
 from wsi_seg.evaluation.scoring import METRICS, score, title_of
 from wsi_seg.evaluation.tools import check_tool, holds_labels, run_labels
+from wsi_seg.splits import Member, write_splits
 
 FILES = ["curves.png", "index.html", "panels", "per_image.csv", "pr.csv", "roc.csv", "summary.json"]
 
@@ -133,6 +137,26 @@ def test_classes_are_compared_without_background(made: Path) -> None:
     assert extra == {f"{score}_class_{k}": 1 for score in ("dice", "f1") for k in (1, 3)}
 
 
+def test_classes_are_found_by_their_names(made: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dataset numbers them the other way round than the model, which finds all without a mistake."""
+    (made / "types").mkdir()
+    for item in open_dataset(made):
+        truth = item.read_labels()
+        types = np.select([truth > 6, truth > 0], [2, 1]).astype(np.uint8)
+        Image.fromarray(types).save(made / "types" / f"{item.name}.png")
+    found = SimpleNamespace(labels=truth, types=np.where(types > 0, 3 - types, 0), probability=None)
+    monkeypatch.setattr(scoring, "segment_image", lambda *_, **__: found)
+    model = load_model(small_model, "cpu", "torch")
+    classes = tuple(ClassSpec(name=name, color=(1, 2, 3)) for name in ("tumor", "stroma"))
+    model = replace(model, spec=model.spec.model_copy(update={"head": "types", "classes": classes}))
+    assert evaluate(model, open_dataset(made))[0].scores["dice_class_1"] == 0
+    (made / "classes.csv").write_text("type,name\n1,stroma\n2,tumor\n")
+    assert evaluate(model, open_dataset(made))[0].scores["dice_class_1"] == 1
+    (made / "classes.csv").write_text("type,name\n1,Stroma\n2,tumor\n")
+    with pytest.raises(UsageError, match=r"no class 'stroma'.*it has Stroma, tumor"):
+        evaluate(model, open_dataset(made))
+
+
 def test_nuclei_of_no_class_are_neither_right_nor_wrong(made: Path) -> None:
     """The upper ones are of no class: whatever is called there, and whether they are found, the scores stay."""
     item = open_dataset(made)[0]
@@ -237,6 +261,14 @@ def test_predictions_of_another_size_are_wrong(made: Path, tmp_path: Path) -> No
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "p0_0.png")
     with pytest.raises(UsageError, match=r"p0_0\.png: has the shape \(5, 5\), but its image \(96, 96\)"):
         evaluate_labels(tmp_path, open_dataset(made)[:1])
+
+
+def test_a_split_alone_is_scored(made: Path) -> None:
+    members = [Member(item.name, item.group, item.group.replace("patient-", "part")) for item in open_dataset(made)]
+    write_splits(made / "splits.csv", members)
+    assert "3 images in 1 groups" in run("--predictions", made, "--data", made, "--split", "part1")
+    with pytest.raises(UsageError, match=r"no split 'test'.*expected part0 or part1"):
+        run("--predictions", made, "--data", made, "--split", "test")
 
 
 def test_a_folder_in_use_is_not_written_over(made: Path) -> None:

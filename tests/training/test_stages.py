@@ -12,7 +12,9 @@ from tests.training.conftest import RecipeMaker, table, train, weights_of
 from wsi_seg.bundles import find_bundle, write_separation
 from wsi_seg.cli.train import parse_changes
 from wsi_seg.config import Separation
+from wsi_seg.dataset import open_dataset
 from wsi_seg.errors import OutputError, ResumeError, UsageError
+from wsi_seg.evaluation.summary import seen_in_training
 from wsi_seg.training import checkpoint
 from wsi_seg.training.recipe import read_plan
 from wsi_seg.training.stages import smaller
@@ -54,6 +56,23 @@ def test_stages_build_on_one_another_and_are_compared(
     assert not any("testing" in line or line.startswith("step") for line in told)
 
 
+def test_what_a_start_has_seen_is_listed(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    first = {"train": [{"path": "discs", "mpp": 0.25}], "validation": {"sources": [{"path": "other", "mpp": 0.25}]}}
+    second = {"train": [{"path": "fused", "mpp": 0.25}]}
+    train(make_recipe(stages=[{**TWO[0], **first}, {**TWO[1], **second}]), discs_root, out := tmp_path / "model")
+    listed = {row["name"]: row["split"] for row in table(out / "split.csv")}
+    assert listed == {
+        **{f"discs/p{k}_1": "train" for k in range(3)},
+        **{f"fused/p{k}_1": "train" for k in range(2)},
+        **{f"other/p{k}_1": "valid" for k in range(2)},
+    }
+    later = make_recipe(**second, init_from=str(out), schedule={"steps": 1})
+    train(later, discs_root, tmp_path / "later")
+    assert table(tmp_path / "later" / "split.csv") == table(out / "split.csv")
+    items = open_dataset(discs_root / "discs", 0.25)
+    assert "has learned from" in seen_in_training(items, find_bundle(tmp_path / "later"))[0]
+
+
 def test_a_stop_file_ends_the_whole_run_in_good_order(
     make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
 ) -> None:
@@ -78,6 +97,23 @@ def test_a_stage_does_not_go_on_from_another_start(make_recipe: RecipeMaker, dis
     (out / "first" / checkpoint.FILE).unlink()
     with pytest.raises(ResumeError, match=r"second/checkpoint\.pt.*changed: start"):
         train(make_recipe(stages=other), discs_root, out)
+
+
+def test_what_an_older_version_has_not_written_down_is_not_compared(tmp_path: Path) -> None:
+    path = tmp_path / checkpoint.FILE
+    old = {"schedule": {"steps": 5}, "train": [{"path": "a"}], "network": {"options": {"layers": 3}}}
+    checkpoint.save(path, old, checkpoint.Progress(step=4), {})
+    now = {**old, "schedule": {"steps": 5, "norm": 1.0}, "train": [{"path": "a", "split": None}], "more": 1}
+    found = checkpoint.load(path, now)
+    assert found is not None and found[0].step == 4
+    for other, key in (
+        ({"schedule": {"steps": 6, "norm": 1.0}}, "schedule.steps"),
+        ({"train": [{"path": "b", "split": None}]}, "train.path"),
+        ({"train": [{"path": "a"}] * 2}, "train"),
+        ({"network": {"options": {"layers": 3, "norm": True}}}, "network.options"),
+    ):
+        with pytest.raises(ResumeError, match=rf"\(changed: {key}\)"):
+            checkpoint.load(path, {**old, **other})
 
 
 def test_a_run_that_was_moved_goes_on(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:

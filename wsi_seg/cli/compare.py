@@ -26,6 +26,7 @@ def compare(
     out: str | None,
     json_file: str | None,
     limit: int | None,
+    split: str | None,
     verbose: bool,
 ) -> None:
     """Score several MODELS on the same annotated images: names, folders of bundles, or folders of label images.
@@ -40,7 +41,7 @@ def compare(
     from wsi_seg.evaluation.scoring import title_of
     from wsi_seg.evaluation.tools import check_tool, run_tool
 
-    items = chosen_items(data, mpp, limit)
+    items = chosen_items(data, mpp, limit, split)
     short = dict(zip(models, short_names(models), strict=True))
     for model in models:
         check_tool(model, items)
@@ -56,7 +57,7 @@ def compare(
     rows = [("", *names, *changes)]
     for score in comparison.summaries[names[0]].overall:
         means = (comparison.summaries[name].overall[score] for name in names)
-        differences = (comparison.differences[name][score] for name in names[1:])
+        differences = (comparison.difference(name, score) for name in names[1:])
         rows.append(
             (
                 title_of(score, comparison.classes),

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from wsi_seg.evaluation.scoring import Row, Seen
     from wsi_seg.evaluation.tools import Result
 
+SPLIT = click.option("--split", metavar="NAME", help="Only the images of this split in DIR/splits.csv, such as test.")
 _OPTIONS = (
     click.option("--data", required=True, metavar="DIR", help="Annotated images: images/ beside labels/ or masks/."),
     click.option("--mpp", type=float, help="Micrometres per pixel, where DIR/items.csv does not give it."),
     DEVICE,
     click.option("--out", metavar="DIR", help="Folder for tables, curves, pictures and index.html; must be new."),
+    SPLIT,
     click.option("--json", "json_file", metavar="FILE", help="Also write all numbers to this file."),
     click.option("--limit", type=click.IntRange(1), help="Only the first N images."),
     click.option("-v", "--verbose", is_flag=True, help="Show tracebacks."),
@@ -48,29 +50,28 @@ def evaluate(
     out: str | None,
     json_file: str | None,
     limit: int | None,
+    split: str | None,
     verbose: bool,
 ) -> None:
     """Score a model on annotated images, tiled exactly as run does.
 
     The folder of --data has images/ beside labels/ (one number per nucleus) or masks/ (nucleus or not), and may have
-    items.csv with the columns name, group (such as the patient), source and mpp.
+    items.csv with the columns name, group (such as the patient), source and mpp. A model's classes are those of their
+    names in classes.csv, where there is one and the model does not say their values.
 
     Prints means with 95 % intervals; --out writes scores per image, curves, and a page with pictures of the errors.
     """
     if (model is None) == (predictions is None):
         raise UsageError("Give either --model or --predictions")
     from wsi_seg.bundles import find_bundle
-    from wsi_seg.evaluation.labels import check_predictions
     from wsi_seg.evaluation.page import interval
     from wsi_seg.evaluation.report import evaluate_into
     from wsi_seg.evaluation.scoring import title_of
     from wsi_seg.evaluation.tools import run_labels, run_model
 
-    items = chosen_items(data, mpp, limit)
+    items = chosen_items(data, mpp, limit, split)
     if model is not None:
         find_bundle(model)
-    else:
-        check_predictions(Path(str(predictions)), items)
 
     def run(seen: Seen) -> Result:
         return run_labels(str(predictions), items, seen) if model is None else run_model(model, items, device, seen)
@@ -84,14 +85,19 @@ def evaluate(
         click.echo(f"{out}/index.html")
 
 
-def chosen_items(data: str, mpp: float | None, limit: int | None) -> list[Item]:
-    """Return the first `limit` annotated images of a folder."""
+def chosen_items(data: str, mpp: float | None, limit: int | None, split: str | None) -> list[Item]:
+    """Return the first `limit` annotated images of a folder, or of a split of it."""
     from wsi_seg.dataset import open_dataset
     from wsi_seg.slides.mpp import check_mpp
+    from wsi_seg.splits import names_in
 
     if mpp is not None:
         check_mpp(mpp, "--mpp")
-    return open_dataset(data, mpp)[:limit]
+    items = open_dataset(data, mpp)
+    if split is not None:
+        names = names_in(data, split)
+        items = [item for item in items if item.name in names]
+    return items[:limit]
 
 
 def row_teller(total: int, name: str = "") -> Callable[[Row], None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from wsi_seg.cli.evaluate import chosen_items
+from wsi_seg.cli.evaluate import SPLIT, chosen_items
 from wsi_seg.cli.options import DEVICE
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("--mpp", type=float, help="Micrometres per pixel, where DIR/items.csv does not give it.")
 @click.option("--metric", type=click.Choice(["pq", "aji", "f1_iou50", "dice"]), default="pq", show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="Only the first N images.")
+@SPLIT
 @click.option("--write", is_flag=True, help="Put the best into the bundle's model.yaml; the bundle must be a folder.")
 @DEVICE
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
@@ -29,6 +30,7 @@ def tune(
     mpp: float | None,
     metric: str,
     limit: int | None,
+    split: str | None,
     write: bool,
     device: Literal["auto", "cpu", "cuda"],
     verbose: bool,
@@ -46,7 +48,7 @@ def tune(
     def tell(trial: Trial) -> None:
         click.echo(_line(trial, metric), err=True)
 
-    items, bundle = chosen_items(data, mpp, limit), find_bundle(model)
+    items, bundle = chosen_items(data, mpp, limit, split), find_bundle(model)
     if write and (model in shipped_names() or not os.access(bundle.folder, os.W_OK)):
         raise OutputError(f"--write: {model} is not a folder that may be changed; give the folder of a copy")
     for warning in seen_in_training(items, bundle):

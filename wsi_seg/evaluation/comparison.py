@@ -39,6 +39,10 @@ class Comparison:
         found = {self.results[name].classes for name in typed}
         return found.pop() if len(found) == 1 else ()
 
+    def difference(self, name: str, score: str) -> Interval:
+        """Return the difference of a tool's score to the first's, undefined where there is none."""
+        return self.differences.get(name, {}).get(score, _NONE)
+
 
 def compare_into(out: Path | None, tools: Sequence[str], run: Run, items: Sequence[Item]) -> Comparison:
     """Run the tools one after the other, and write the comparison where `out` is given.
@@ -66,14 +70,20 @@ def short_names(tools: Sequence[str]) -> list[str]:
 def _compare(names: Sequence[str], tools: Sequence[str], run: Run, items: Sequence[Item]) -> Comparison:
     results = {name: run(tool) for name, tool in zip(names, tools, strict=True)}
     summaries = {name: summarise(result.rows) for name, result in results.items()}
-    first = results[names[0]].rows
-    change = {name: differences(results[name].rows, first) for name in names[1:]}
+    change = {name: _change(results[name], results[names[0]]) for name in names[1:]}
     facts = {name: facts_of(result, summaries[name], items) for name, result in results.items()}
     for name, values in change.items():
         facts[name]["difference_to"] = names[0]
         facts[name]["difference"] = values
     warnings = [warning for fact in facts.values() for warning in fact["warnings"]]
     return Comparison(results, summaries, change, {"warnings": list(dict.fromkeys(warnings)), "models": facts})
+
+
+def _change(result: Result, first: Result) -> dict[str, Interval]:
+    """Return the differences; none by class where class 1, 2 ... of the two mean different things."""
+    found = differences(result.rows, first.rows)
+    same = result.classes == first.classes
+    return {score: value for score, value in found.items() if same or "_class_" not in score}
 
 
 def _write(folder: Path, comparison: Comparison) -> None:
@@ -92,7 +102,7 @@ def _write_table(path: Path, comparison: Comparison) -> None:
         writer.writerow(["score", "model", "mean", "low", "high", "difference", "difference_low", "difference_high"])
         for name, summary in comparison.summaries.items():
             for score, values in summary.overall.items():
-                cells = [*values, *comparison.differences.get(name, {}).get(score, _NONE)]
+                cells = [*values, *comparison.difference(name, score)]
                 writer.writerow([score, name, *(f"{cell:.6f}" if isfinite(cell) else "" for cell in cells)])
 
 

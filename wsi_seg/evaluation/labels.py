@@ -28,7 +28,7 @@ class Prediction:
 
 
 def check_predictions(folder: Path, items: Sequence[Item]) -> None:
-    """Raise UsageError unless the folder has labels of each image's size.
+    """Raise UsageError unless the folder has whole labels of each image's size; all are read for it.
 
     DIR/labels/<name>.png or DIR/<name>.png   8- or 16-bit labels, 0 background
     DIR/probability/<name>.png                optional, 8-bit
@@ -37,7 +37,7 @@ def check_predictions(folder: Path, items: Sequence[Item]) -> None:
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder of predictions")
     for item in items:
-        _labels_path(folder, item)
+        read_prediction(folder, item)
 
 
 def read_prediction(folder: Path, item: Item) -> Prediction:

@@ -11,10 +11,12 @@ import numpy.typing as npt
 
 from wsi_seg import metrics
 from wsi_seg.api import Model, segment_image
-from wsi_seg.dataset import Item
+from wsi_seg.config import ModelSpec
+from wsi_seg.dataset import Item, class_values
 from wsi_seg.errors import SlideError, UsageError
 from wsi_seg.evaluation.labels import Prediction, check_predictions, read_prediction
 from wsi_seg.nets.heads import has_classes
+from wsi_seg.slides.base import MAX_ENLARGEMENT
 
 NEAR_UM = 3.0  # 12 px at 0.25 um/px, in which the literature gives it
 
@@ -75,6 +77,7 @@ class Picture:
 
 
 Seen = Callable[[Picture], None]
+Values = Sequence[Sequence[int]]  # of class 1, 2 ... those in a dataset's types that mean it
 
 
 def evaluate(model: Model, items: Sequence[Item], seen: Seen | None = None) -> list[Row]:
@@ -87,7 +90,27 @@ def evaluate(model: Model, items: Sequence[Item], seen: Seen | None = None) -> l
             raise type(error)(item.image, error.reason) from None
         return Prediction(nuclei.labels, nuclei.probability, nuclei.types if has_classes(model.spec.head) else None)
 
-    return _score_all(predict, items, seen, model.spec.class_values)
+    return _score_all(predict, items, seen, check_items(model.spec, items))
+
+
+def check_items(spec: ModelSpec, items: Sequence[Item]) -> list[Values]:
+    """Return for each image which values of its types mean class 1, 2 ... of a model, none where that is not scored.
+
+    Raises UsageError where an image does not suit the model, so that it is known before the first is segmented.
+    """
+    for item in items:
+        check_mpp(item.image, item.mpp, spec.mpp)
+    typed = has_classes(spec.head)
+    return [class_values(item.types, spec.classes) if typed and item.types else () for item in items]
+
+
+def check_mpp(image: Path, own: float, wanted: float) -> None:
+    """Raise UsageError where an image is so much coarser than the model that `segment_image` would refuse it."""
+    if own / wanted > MAX_ENLARGEMENT:
+        raise UsageError(
+            f"{image}: has {own:g} um/px, {own / wanted:.2f} times coarser than the model, which works at {wanted:g} "
+            f"(at most {MAX_ENLARGEMENT} is accepted); leave it out, or take a model for coarser images"
+        )
 
 
 def evaluate_labels(folder: str | Path, items: Sequence[Item], seen: Seen | None = None) -> list[Row]:
@@ -100,15 +123,15 @@ def _score_all(
     predict: Callable[[Item, npt.NDArray[np.uint8]], Prediction],
     items: Sequence[Item],
     seen: Seen | None,
-    class_values: Sequence[Sequence[int]] = (),
+    meanings: Sequence[Values] | None = None,
 ) -> list[Row]:
-    """Score the images; class_values: what the annotations call class 1, 2 ..., where they do not say 1, 2 ..."""
+    """Score the images; meanings: what the annotation of each calls class 1, 2 ..., where that is not 1, 2 ..."""
     if not items:
         raise UsageError("There are no images to evaluate")
     rows = []
-    for item in items:
+    for item, values in zip(items, meanings or [()] * len(items), strict=True):
         rgb, truth, types = _read(item)
-        types = types if types is None or not class_values else classes_of(types, class_values)
+        types = types if types is None or not values else classes_of(types, values)
         prediction = predict(item, rgb)
         rows.append(score(item, truth, types, prediction))
         if seen is not None:
@@ -134,11 +157,11 @@ def score(item: Item, truth: npt.NDArray[np.int32], types: npt.NDArray[np.uint8]
     return Row(item.name, item.group, item.source, item.mpp, true, those_found, scores, histogram, hard)
 
 
-def classes_of(types: npt.NDArray[np.uint8], class_values: Sequence[Sequence[int]]) -> npt.NDArray[np.uint8]:
+def classes_of(types: npt.NDArray[np.uint8], values: Values) -> npt.NDArray[np.uint8]:
     """Return (H, W) classes 1..K of a dataset's types, 0 where they are of none."""
     classes = np.zeros(256, np.uint8)
-    for number, values in enumerate(class_values, start=1):
-        classes[list(values)] = number
+    for number, own in enumerate(values, start=1):
+        classes[list(own)] = number
     return classes[types]
 
 

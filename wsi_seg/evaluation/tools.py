@@ -12,7 +12,7 @@ from wsi_seg.bundles import SPEC_FILE, Bundle, find_bundle, shipped_names
 from wsi_seg.config import ModelSpec
 from wsi_seg.dataset import Item
 from wsi_seg.evaluation.labels import check_predictions
-from wsi_seg.evaluation.scoring import Row, Seen, evaluate, evaluate_labels
+from wsi_seg.evaluation.scoring import Row, Seen, check_items, evaluate, evaluate_labels
 from wsi_seg.nets.heads import has_classes
 
 
@@ -51,11 +51,11 @@ def holds_labels(tool: str) -> bool:
 
 
 def check_tool(tool: str, items: Sequence[Item]) -> None:
-    """Raise UsageError where the model is unknown or damaged, or predictions are missing, before anything is run."""
+    """Raise UsageError where a model or predictions cannot be used on the images, before anything is run."""
     if holds_labels(tool):
         check_predictions(Path(tool), items)
     else:
-        find_bundle(tool)
+        check_items(find_bundle(tool).spec, items)
 
 
 def run_model(model: str, items: Sequence[Item], device: DeviceChoice, seen: Seen | None = None) -> Result:

@@ -72,11 +72,25 @@ def load(path: Path, identity: dict[str, Any] | None) -> tuple[Progress, dict[st
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ResumeError(f"{path}: is no checkpoint ({reason}); remove it to begin anew") from None
-    # what an older version has not written down cannot be compared
-    changed = sorted(key for key, value in (identity or {}).items() if key in of and of[key] != value)
+    changed = sorted(_changed(of, identity or {}))
     if changed:
         raise ResumeError(
             f"{path}: belongs to another recipe, or other data (changed: {', '.join(changed)}); choose another --out, "
             "or remove it"
         )
     return progress, learner
+
+
+def _changed(then: Any, now: Any, key: str = "") -> set[str]:  # noqa: ANN401
+    """Return the keys, such as schedule.steps, whose values differ.
+
+    What an older version has not written down cannot be compared. The options of a network are what a person wrote, so
+    there a key that is missing was left out.
+    """
+    if isinstance(then, dict) and isinstance(now, dict) and key != "network.options":
+        inside = [(then[name], now[name], f"{key}.{name}" if key else name) for name in then.keys() & now.keys()]
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        inside = [(*pair, key) for pair in zip(then, now, strict=True)]
+    else:
+        return {key} if then != now else set()
+    return {found for pair in inside for found in _changed(*pair)}

@@ -14,7 +14,7 @@ from wsi_seg.training.batch import Batch
 from wsi_seg.training.crops import Crops
 from wsi_seg.training.learner import Feed
 from wsi_seg.training.recipe import Recipe
-from wsi_seg.training.sources import Sources
+from wsi_seg.training.sources import Sources, values_of
 from wsi_seg.training.volume_crops import VolumeAugmentation, VolumeCrops
 
 _Asked = tuple[int, tuple[int, ...]]  # step and places
@@ -28,7 +28,7 @@ def make_feed(recipe: Recipe, sources: Sources) -> Feed:
         "seed": recipe.seed,
         "crop_px": schedule.crop_px,
         "mpp": network.mpp,
-        "classes": network.class_values if typed else (),
+        "classes": values_of(recipe, sources),
         "class_names": [c.name for c in network.classes] if typed else (),
         "augmentation": recipe.augmentation,
         "on_nuclei": recipe.on_nuclei,

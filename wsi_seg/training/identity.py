@@ -13,7 +13,7 @@ from wsi_seg.nets.heads import has_classes
 from wsi_seg.nets.weights import IMAGENET
 from wsi_seg.stain.normaliser import read_target
 from wsi_seg.training.recipe import Recipe
-from wsi_seg.training.sources import AnyItem, Data
+from wsi_seg.training.sources import AnyItem, Data, values_of
 from wsi_seg.volume_dataset import VolumeItem
 
 _TOLD = {"name", "description", "licence", "test"}  # of a recipe: what decides nothing
@@ -32,6 +32,7 @@ def identity_of(recipe: Recipe, data: Data) -> dict[str, Any]:
         **facts,
         "images": [_digest([_facts(item) for item in items]) for items, _ in data.train],
         "validation_images": _digest([_facts(item) for item in data.validation]),
+        "class_values": values_of(recipe, data.train),
         "files": _digest([_contents(item, recipe) for item in [*data.learned, *data.validation]]),
         "start": None if recipe.init_from is None else find_bundle(recipe.init_from).spec.weights.sha256,
         "stain": None if recipe.stain_norm is None else read_target(recipe.stain_norm).model_dump(mode="json"),

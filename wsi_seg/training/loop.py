@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from wsi_seg.backends import Device
-from wsi_seg.bundles import SPLIT_FILE
+from wsi_seg.bundles import SPLIT_FILE, find_bundle
 from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.nets.heads import has_classes
 from wsi_seg.process import prepare_for_computing
-from wsi_seg.splits import write_splits
+from wsi_seg.splits import Member, read_splits, with_earlier, write_splits
 from wsi_seg.training import checkpoint
 from wsi_seg.training.bundle import write_bundle
 from wsi_seg.training.feeds import Ahead, make_feed
@@ -53,7 +53,7 @@ def train(
     data = team.lead(lambda: gather(recipe, data_root, run / "data"))
     identity = team.lead(lambda: identity_of(recipe, data))
     progress, state = checkpoint.load(path, identity) or (checkpoint.Progress(), None)
-    team.lead(lambda: write_splits(out / SPLIT_FILE, members(data)))
+    team.lead(lambda: write_splits(out / SPLIT_FILE, _seen(recipe, data)))
     if state is not None and progress.is_over(schedule.steps):
         tell(f"was trained before, to step {progress.step}")
         return team.lead(lambda: write_bundle(recipe, progress.best_weights or state["average"], progress, out))
@@ -89,6 +89,12 @@ def train(
         tell(f"ended at step {progress.step}: nothing was better than step {progress.best_step}")
     weights = progress.best_weights or learner.average.values
     return team.lead(partial(write_bundle, recipe, weights, progress, out))
+
+
+def _seen(recipe: Recipe, data: Data) -> list[Member]:
+    """Return which image is in which split, of this training and of those that its start was made by."""
+    start = None if recipe.init_from is None else find_bundle(recipe.init_from).folder / SPLIT_FILE
+    return with_earlier(members(data), read_splits(start) if start and start.is_file() else ())
 
 
 def _feed(recipe: Recipe, data: Data, device: Device, team: Team) -> Feed:

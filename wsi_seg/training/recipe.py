@@ -37,6 +37,7 @@ class Source(Strict):
     path: below the data root. weight: share of the crops that come from it, relative to the others.
     mpp: of its images, where items.csv does not say. prepare: where it is not a dataset yet.
     group_from: regular expression that finds the group in an image's name; without it items.csv says the groups.
+    split: of the dataset's splits.csv, see `wsi-seg prepare --split`; without it all images.
     only, without: groups to take, and to leave out. limit: so many images at most, evenly chosen.
     pairs: of volumes and their labels, files below the path, where it is not a dataset of volumes.
     spacing: micrometres from slice to slice of these.
@@ -47,6 +48,7 @@ class Source(Strict):
     mpp: Positive | None = None
     prepare: Preparation | None = None
     group_from: str | None = None
+    split: str | None = None
     only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     limit: int | None = Field(None, gt=0)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from wsi_seg.architectures import dimensions_of
 from wsi_seg.config import Head
-from wsi_seg.dataset import Item, open_dataset
+from wsi_seg.dataset import Item, class_values, open_dataset
 from wsi_seg.errors import UsageError, suggest
+from wsi_seg.evaluation.scoring import check_mpp
 from wsi_seg.nets.heads import has_classes
 from wsi_seg.prepare import Facts, group_of, prepare
-from wsi_seg.splits import Member, by_fold, by_ratio, check
+from wsi_seg.splits import Member, by_fold, by_ratio, check, names_in
 from wsi_seg.training.recipe import Recipe, Source, Validation
 from wsi_seg.volume_dataset import VolumeItem, open_pairs, open_volumes
 
@@ -64,6 +65,7 @@ def gather(recipe: Recipe, data_root: Path, prepared: Path) -> Data:
         _check_metric(rule, recipe.network.head, spread_over(held, rule.images))
     data = Data(train, held, opened(recipe.test))
     check(members(data))
+    _check_suited(recipe, data)
     return data
 
 
@@ -91,6 +93,33 @@ def check_test(test: Sequence[AnyItem], data: Data, stage: str) -> None:
             )
 
 
+def _check_suited(recipe: Recipe, data: Data) -> None:
+    """Raise UsageError where what is scored is too coarse for the network, or types do not tell its classes."""
+    scored = [*data.validation, *data.test]
+    for item in scored:
+        check_mpp(item.volume if isinstance(item, VolumeItem) else item.image, item.mpp, recipe.network.mpp)
+    values_of(recipe, data.train)
+    for item in scored if has_classes(recipe.network.head) else ():
+        if item.types is not None:
+            class_values(item.types, recipe.network.classes)
+
+
+def values_of(recipe: Recipe, train: Sources) -> tuple[tuple[int, ...], ...]:
+    """Return the values in the types of all that is trained on which mean class 1, 2 ...; none for other heads."""
+    network = recipe.network
+    if not has_classes(network.head):
+        return ()
+    typed = [item.types for items, _ in train for item in items if item.types is not None]
+    found = {class_values(types, network.classes): types for types in typed}
+    if len(found) > 1:
+        told = " and ".join(f"{list(values)} in {types.parent}" for values, types in list(found.items())[:2])
+        raise UsageError(
+            f"train: the classes {', '.join(c.name for c in network.classes)} are the values {told}; expected the same "
+            "in all sources: prepare them with the same --classes"
+        )
+    return next(iter(found), network.class_values)
+
+
 def _check_metric(rule: Validation, head: Head, items: Sequence[AnyItem]) -> None:
     """Raise UsageError where the annotations of what is validated do not define the metric that decides."""
     defined = ["dice", "iou"]
@@ -113,6 +142,9 @@ def open_source(source: Source, data_root: Path, prepared: Path, volumes: bool) 
     if source.prepare is not None:
         folder = _prepared(source, folder, prepared)
     items = _opened(source, folder, volumes)
+    if source.split is not None:
+        names = names_in(folder, source.split)
+        items = [item for item in items if item.name in names]
     if source.group_from is not None:
         items = [replace(item, group=group_of(item.name, source.group_from)) for item in items]
     # one name for a folder however it is written, so that its groups are found in two splits

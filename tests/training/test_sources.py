@@ -1,0 +1,123 @@
+"""Sources of a recipe: parts of a dataset, images that are too coarse, classes by their names."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.conftest import RecipeMaker, train
+from wsi_seg.config import ClassSpec
+from wsi_seg.dataset import class_values, open_dataset
+from wsi_seg.errors import ResumeError, UsageError
+from wsi_seg.splits import Member, write_splits
+from wsi_seg.training.feeds import make_feed
+from wsi_seg.training.recipe import read_plan
+from wsi_seg.training.sources import gather, values_of
+
+DISCS = {"path": "discs", "mpp": 0.25}
+TYPES: dict[str, Any] = {
+    "head": "types",
+    "classes": [{"name": name, "color": [1, 2, 3]} for name in ("tumor", "stroma")],
+}
+
+
+@pytest.fixture
+def root(discs_root: Path, tmp_path: Path) -> Path:
+    """The small data, to be changed."""
+    return shutil.copytree(discs_root, tmp_path / "root")
+
+
+def test_a_split_alone_is_trained_on(make_recipe: RecipeMaker, root: Path, tmp_path: Path) -> None:
+    splits = ("train", "test", "train")
+    write_splits(root / "discs" / "splits.csv", [Member(f"p{k}_1", f"p{k}_1", s) for k, s in enumerate(splits)])
+
+    def learned(**changes: Any) -> list[str]:
+        recipe = read_plan(make_recipe(train=[{**DISCS, **changes}])).stages[0]
+        return [item.name for item in gather(recipe, root, tmp_path).learned]
+
+    assert learned() == ["p0_1", "p1_1", "p2_1"]
+    assert learned(split="train") == ["p0_1", "p2_1"]
+    with pytest.raises(UsageError, match="no split 'valid'; expected test or train"):
+        learned(split="valid")
+    with pytest.raises(UsageError, match="there is no group 'p1_1'"):
+        learned(split="train", only=["p1_1"])
+
+
+@pytest.mark.parametrize(
+    "rule", [{"validation": {"sources": [{"path": "other", "mpp": 0.56}]}}, {"test": [{"path": "other", "mpp": 0.56}]}]
+)
+def test_what_is_scored_is_fine_enough(rule: dict[str, Any], make_recipe: RecipeMaker, root: Path) -> None:
+    with pytest.raises(UsageError, match=r"p0_1\.png: has 0\.56 um/px, 2\.24 times coarser .* leave it out"):
+        gather(read_plan(make_recipe(**rule)).stages[0], root, root)
+    gather(read_plan(make_recipe(train=[{"path": "discs", "mpp": 0.56}])).stages[0], root, root)
+
+
+def test_classes_are_learned_by_their_names(make_recipe: RecipeMaker, root: Path) -> None:
+    """A dataset may number them otherwise than the recipe; what nobody has named is called by its number."""
+    recipe = read_plan(make_recipe(network=TYPES, train=[DISCS, {"path": "bare", "mpp": 0.25}])).stages[0]
+    path = root / "discs" / "classes.csv"
+
+    def kinds() -> list[int]:
+        feed = make_feed(recipe, gather(recipe, root, root).train)
+        return [int((feed.batch(0, range(8), torch.device("cpu")).types == k).sum()) for k in (1, 2)]
+
+    as_numbered = kinds()
+    path.write_text("type,name\n1,1\n2,2\n")
+    assert kinds() == as_numbered
+    path.write_text("type,name\n1,stroma\n2,tumor\n")
+    assert kinds() == as_numbered[::-1]
+
+
+def test_classes_that_have_values_keep_them(root: Path) -> None:
+    (root / "discs" / "classes.csv").write_text("type,name\n1,stroma\n2,tumor\n3,tumor\n")
+    types = open_dataset(root / "discs", 0.25)[0].types
+    assert types is not None
+
+    def values(*given: list[int]) -> tuple[tuple[int, ...], ...]:
+        named = zip(("tumor", "stroma"), given, strict=True)
+        return class_values(types, [ClassSpec(name=n, color=(1, 2, 3), values=tuple(v)) for n, v in named])
+
+    assert values([], []) == ((2, 3), (1,))
+    assert values([7], []) == ((7,), (1,))
+    with pytest.raises(UsageError, match="two classes have a value in common"):
+        values([1], [])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("type,name\n1,stroma\n2,tumour\n", "no class 'tumor'; did you mean 'tumour'.*it has stroma, tumour"),
+        ("type,name\nx,stroma\n", "cannot be read"),
+        ("type\n1\n", "cannot be read"),
+        ("type,name\n300,stroma\n", "expected 1 to 255"),
+    ],
+)
+def test_a_class_that_is_not_there_is_named(content: str, said: str, make_recipe: RecipeMaker, root: Path) -> None:
+    """Of the data that are learned from, and of those that are scored."""
+    (root / "other" / "classes.csv").write_text(content)
+    other = [{"path": "other", "mpp": 0.25}]
+    for changes in ({"train": other}, {"train": [DISCS], "test": other}):
+        with pytest.raises(UsageError, match=said):
+            gather(read_plan(make_recipe(network=TYPES, **changes)).stages[0], root, root)
+    gather(read_plan(make_recipe(train=other)).stages[0], root, root)  # of a head that has no classes
+
+
+def test_sources_number_the_classes_alike(make_recipe: RecipeMaker, root: Path) -> None:
+    (root / "discs" / "classes.csv").write_text("type,name\n1,stroma\n2,tumor\n")
+    recipe = read_plan(make_recipe(network=TYPES)).stages[0]
+    with pytest.raises(UsageError, match=r"are the values .*discs.* and .*fused.*the same --classes"):
+        gather(recipe, root, root)
+    shutil.copyfile(root / "discs" / "classes.csv", root / "fused" / "classes.csv")
+    assert values_of(recipe, gather(recipe, root, root).train) == ((2,), (1,))
+
+
+def test_other_names_of_the_classes_do_not_continue_it(make_recipe: RecipeMaker, root: Path, tmp_path: Path) -> None:
+    path = make_recipe(network=TYPES, train=[DISCS], schedule={"steps": 1})
+    train(path, root, tmp_path / "model")
+    (root / "discs" / "classes.csv").write_text("type,name\n1,stroma\n2,tumor\n")
+    with pytest.raises(ResumeError, match="changed: class_values"):
+        train(path, root, tmp_path / "model")
