@@ -15,6 +15,7 @@ from torch.nn import functional
 from tests.training.conftest import RecipeMaker, table, train
 from wsi_seg.errors import UsageError
 from wsi_seg.training import loop
+from wsi_seg.training.ray_workers import device_of
 from wsi_seg.training.recipe import read_plan
 from wsi_seg.training.workers import AlikeDraws, SharedBatchNorm, Team
 
@@ -104,3 +105,13 @@ def test_a_batch_that_cannot_be_shared_is_refused(make_recipe: RecipeMaker, disc
     recipe = read_plan(make_recipe(schedule={"batch_size": 3})).stages[0]
     with pytest.raises(UsageError, match="2 workers cannot share a batch of 3 crops evenly"):
         loop.train(recipe, discs_root, tmp_path / "model", team=Team(0, 2))
+
+
+def test_the_cluster_decides_what_its_workers_compute_with() -> None:
+    """Not the machine that sends the training, which may have no GPU."""
+    assert [device_of("auto", 2, 16, gpus) for gpus in (0, 1, 2, 8)] == ["cpu", "cpu", "cuda", "cuda"]
+    assert device_of("cpu", 2, 2, 8) == "cpu"
+    with pytest.raises(UsageError, match=r"--workers 2: there are only 1 GPUs; expected one for each, or --device cpu"):
+        device_of("cuda", 2, 16, 1)
+    with pytest.raises(UsageError, match=r"--workers 4: there are only 3 cores"):
+        device_of("auto", 4, 3, 1)

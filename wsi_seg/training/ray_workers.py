@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wsi_seg.backends import Device
+from wsi_seg.backends import Device, DeviceChoice
 from wsi_seg.engine.executors import start_ray
 from wsi_seg.errors import UsageError, WsiSegError
 from wsi_seg.process import ENVIRONMENT
@@ -20,7 +20,7 @@ _RESTARTS = 3  # of a run whose worker or node was lost; each goes on from the l
 
 
 def train_with_ray(
-    recipe: Recipe, data_root: Path, out: Path, run: Path, workers: int, address: str | None, device: Device
+    recipe: Recipe, data_root: Path, out: Path, run: Path, workers: int, address: str | None, wanted: DeviceChoice
 ) -> Path:
     """Train with so many workers, a GPU each with CUDA, else a share of the cores; return the bundle `out`.
 
@@ -34,12 +34,9 @@ def train_with_ray(
 
     try:
         logging.getLogger("ray.train").setLevel(logging.WARNING)
-        cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-        if device == "cpu" and cores < workers:
-            raise UsageError(f"--workers {workers}: there are only {cores} cores; expected a core for each worker")
-        gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
-        if device == "cuda" and gpus < workers:  # Ray would wait for them for ever
-            raise UsageError(f"--workers {workers}: there are only {gpus} GPUs; expected one for each worker")
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cores, gpus = (int(resources.get(name, 0)) for name in ("CPU", "GPU"))
+        device = device_of(wanted, workers, cores, gpus)
         folders = {
             "data_root": str(data_root.absolute()),
             "out": str(out.absolute()),
@@ -68,6 +65,17 @@ def train_with_ray(
     if isinstance(outcome, WsiSegError):
         raise outcome
     return out
+
+
+def device_of(wanted: DeviceChoice, workers: int, cores: int, gpus: int) -> Device:
+    """Return what the workers compute with; UsageError where there is too little, for which Ray would wait for ever."""
+    if wanted == "cuda" or (wanted == "auto" and gpus >= workers):
+        if gpus < workers:
+            raise UsageError(f"--workers {workers}: there are only {gpus} GPUs; expected one for each, or --device cpu")
+        return "cuda"
+    if cores < workers:
+        raise UsageError(f"--workers {workers}: there are only {cores} cores; expected a core for each worker")
+    return "cpu"
 
 
 def _share(workers: int, cores: int, device: Device) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsi_seg.architectures import encoder_of
-from wsi_seg.backends import Device, choose_device
+from wsi_seg.backends import DeviceChoice, choose_device
 from wsi_seg.bundles import SPLIT_FILE, find_bundle, read_bundle
 from wsi_seg.dataset import Item
 from wsi_seg.errors import OutputError, UsageError
@@ -37,17 +37,25 @@ _TESTED = "tested.json"  # in OUT/test: what was scored there
 
 @dataclass(frozen=True)
 class Where:
-    """Where a run reads and writes, and with what. workers: how many; several train through Ray."""
+    """Where a run reads and writes, and with what.
+
+    workers: how many; several train through Ray. address: of a cluster, which then decides what device "auto" is.
+    """
 
     data_root: Path
     out: Path
-    device: Device
+    device: DeviceChoice
     workers: int = 1
     address: str | None = None
 
     @property
     def prepared(self) -> Path:
         return self.out / "data"
+
+    @property
+    def scoring_device(self) -> DeviceChoice:
+        """Where this process scores: a cluster may have GPUs where it has none."""
+        return self.device if self.address is None else "auto"
 
 
 def train_recipe(
@@ -72,7 +80,7 @@ def train_recipe(
     plan = read_plan(path, changes)
     if smoke:
         plan = plan.model_copy(update={"stages": tuple(smaller(recipe, workers) for recipe in plan.stages)})
-    where = Where(data_root, out, choose_device(device), workers, address)
+    where = Where(data_root, out, device if address else choose_device(device), workers, address)
     several = len(plan.stages) > 1
     folders = {recipe.name: out / recipe.name if several else out for recipe in plan.stages}
     plan = settled(plan, path.parent, folders)
@@ -136,7 +144,7 @@ def _expect_same_make(recipe: Recipe, before: Recipe) -> None:
 def train_stage(recipe: Recipe, folder: Path, where: Where, tell: Tell) -> Path:
     """Train one stage in this process, or with several workers through Ray."""
     if where.workers == 1 and where.address is None:
-        return train(recipe, where.data_root, folder, where.device, tell, run=where.out)
+        return train(recipe, where.data_root, folder, choose_device(where.device), tell, run=where.out)
     from wsi_seg.training.ray_workers import train_with_ray
 
     return train_with_ray(recipe, where.data_root, folder, where.out, where.workers, where.address, where.device)
@@ -224,7 +232,7 @@ def _test(plan: Plan, bundles: Mapping[str, Path], items: Sequence[Item], where:
         means = {name: summary.overall for name, summary in comparison.summaries.items()}
     else:
         _, summary, _ = evaluate_into(
-            out, lambda seen: run_model(folders[0], items, where.device, seen), items, _silent
+            out, lambda seen: run_model(folders[0], items, where.scoring_device, seen), items, _silent
         )
         means = {plan.name: summary.overall}
     for name, scores in means.items():
@@ -235,7 +243,7 @@ def _test(plan: Plan, bundles: Mapping[str, Path], items: Sequence[Item], where:
 
 
 def _scored(model: str, items: Sequence[Item], where: Where) -> Result:
-    return replace(run_model(model, items, where.device), name=Path(model).name)
+    return replace(run_model(model, items, where.scoring_device), name=Path(model).name)
 
 
 def _silent(row: object) -> None:
