@@ -105,11 +105,12 @@ class TorchNetwork(Network):
 
     def _on_gpu(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
         """Compute, and have the GPU say for how long."""
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
-        maps = self._maps(tiles)
-        end.record()
-        found: UInt8Array = maps.cpu().numpy()
+        with torch.cuda.device(self._device):  # which is each thread's own
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
+            maps = self._maps(tiles)
+            end.record()
+            found: UInt8Array = maps.cpu().numpy()
         watch.add("gpu", begin.elapsed_time(end) / 1000)
         return found
 
