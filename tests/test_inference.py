@@ -289,9 +289,11 @@ def test_too_little_memory_halves_the_batch_from_then_on(network: Network, pixel
 def test_on_a_gpu_all_batches_are_full(network: Network, pixels: RGB) -> None:
     gpu = LittleMemory(network)
     gpu.device, gpu.too_large = "cuda", (OverflowError,)
-    maps = source(gpu, batch_size=3)
+    maps = source(gpu, batch_size=4)
+    seen = window(maps, pixels, Box(0, 0, 64, 64))  # one tile, which was filled up to four that did not fit
+    assert maps.batch_size == 2
     seen = window(maps, pixels, whole(pixels))
-    assert gpu.batches == [1] * len(gpu.batches), "three did not fit"
+    assert gpu.batches == [2] * len(gpu.batches)
     maps = source(gpu, batch_size=2)
     for box_mp in (Box(0, 0, 100, 70), whole(pixels)):
         window(maps, pixels, box_mp)

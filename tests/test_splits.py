@@ -116,7 +116,7 @@ def test_a_bad_file_list_is_told(tmp_path: Path, content: str, told: str) -> Non
     (tmp_path / "bad.csv").write_text(content)
     with pytest.raises(UsageError, match=told):
         read_splits(tmp_path / "bad.csv")
-    with pytest.raises(UsageError, match="there is no such file list"):
+    with pytest.raises(UsageError, match="there is no such list of splits"):
         read_splits(tmp_path / "none.csv")
 
 

@@ -71,12 +71,16 @@ class WindowMaps:
 
 
 class _Batch(NamedTuple):
-    """Tiles (N, T, T, 3) on their way through the network, as they are on the slide and as the network sees them."""
+    """Tiles (N, T, T, 3) on their way through the network, as they are on the slide and as the network sees them.
+
+    size: of the batch that is computed, with what it was filled up with.
+    """
 
     keys: Sequence[TileKey]
     tiles_rgb: UInt8Array
     seen_rgb: UInt8Array
     normalised: Sequence[bool]
+    size: int
     maps: Future[UInt8Array]
 
 
@@ -179,16 +183,12 @@ class MapSource:
             with watch("stain"):
                 seen_rgb, normalised = normalise(tiles_rgb, stain)
         parts = [slice(first, first + self.batch_size) for first in range(0, len(keys), self.batch_size)]
-        return [
-            _Batch(
-                keys[own],
-                tiles_rgb[own],
-                seen_rgb[own],
-                normalised[own],
-                self.network.submit(self._filled(seen_rgb[own]), watch, order),
-            )
-            for own in parts
-        ]
+        batches = []
+        for own in parts:
+            filled = self._filled(seen_rgb[own])
+            maps = self.network.submit(filled, watch, order)
+            batches.append(_Batch(keys[own], tiles_rgb[own], seen_rgb[own], normalised[own], len(filled), maps))
+        return batches
 
     def _concluded(self, batches: Sequence[_Batch], watch: Stopwatch) -> Iterator[tuple[TileKey, TileMaps]]:
         """Wait for the network; yield what is kept of each tile."""
@@ -197,15 +197,15 @@ class MapSource:
         for batch in batches:
             maps = _unless(self.network.too_large, batch.maps.result)
             if maps is None:
-                maps = self._in_parts(batch.seen_rgb, watch)
+                maps = self._in_parts(batch.seen_rgb, batch.size, watch)
             maps = maps[: len(batch.keys)]
             for key, own_maps, rgb, done in zip(batch.keys, maps, batch.tiles_rgb, batch.normalised, strict=True):
                 yield key, TileMaps(_apart(own_maps[:, inner, inner]), _apart(rgb[inner, inner]), done)
 
-    def _in_parts(self, tiles_rgb: UInt8Array, watch: Stopwatch) -> UInt8Array:
-        """Forward a batch for which the device has too little memory in smaller ones."""
+    def _in_parts(self, tiles_rgb: UInt8Array, too_many: int, watch: Stopwatch) -> UInt8Array:
+        """Forward tiles in batches that are smaller than one for which the device has too little memory."""
         parts: list[UInt8Array] = []
-        done, size = 0, self._fewer_than(len(tiles_rgb))
+        done, size = 0, self._fewer_than(too_many)
         while done < len(tiles_rgb):
             part = tiles_rgb[done : done + size]
             maps = _unless(self.network.too_large if size > 1 else (), partial(self.network, self._filled(part), watch))

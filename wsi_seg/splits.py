@@ -122,7 +122,7 @@ def read_splits(path: str | Path) -> list[Member]:
                 raise UsageError(f"{path}: has the columns {found}; expected {', '.join(COLUMNS)}")
             members = [Member(*(row[column] or "" for column in COLUMNS)) for row in reader]
     except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file list; prepare --split writes one") from None
+        raise UsageError(f"{path}: there is no such list of splits; `wsi-seg prepare --split` writes one") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: is no CSV ({error}); expected {', '.join(COLUMNS)}") from None
     for number, member in enumerate(members, start=2):
