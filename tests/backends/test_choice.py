@@ -19,6 +19,7 @@ import pytest
 from wsi_seg.api import run
 from wsi_seg.backends import BackendChoice, DeviceChoice, choice, choose_device, load_onto
 from wsi_seg.bundles import Bundle, find_bundle
+from wsi_seg.engine.finish import RunInfo, _gpu_busy
 from wsi_seg.errors import ModelError, ResumeError, UsageError
 from wsi_seg.files import CACHE_VARIABLE
 from wsi_seg.stopwatch import Stopwatch
@@ -97,6 +98,13 @@ def test_other_errors_of_a_network_are_not_taken_for_too_little_memory() -> None
     error = network.submit(np.zeros((1, 95, 95, 3), np.uint8), Stopwatch()).exception()
     assert isinstance(error, RuntimeError)
     assert not isinstance(error, network.too_large)
+
+
+def test_a_run_tells_the_share_of_the_time_in_which_its_gpus_computed() -> None:
+    info = RunInfo({}, {"workers": 2}, 0.0, 0)
+    assert _gpu_busy(12.0, 1.0, 10.0, info) == {"gpu_busy": 0.6}
+    assert _gpu_busy(12.0, 0.5, 10.0, info) == {"gpu_busy": 0.3}, "half of the blocks are of an earlier run"
+    assert _gpu_busy(None, 1.0, 10.0, info) == {}
 
 
 def test_openvino_is_used_where_it_is_proven(tmp_path: Path) -> None:

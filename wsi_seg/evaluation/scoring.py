@@ -99,12 +99,12 @@ def check_items(spec: ModelSpec, items: Sequence[Item]) -> list[Values]:
     Raises UsageError where an image does not suit the model, so that it is known before the first is segmented.
     """
     for item in items:
-        check_mpp(item.image, item.mpp, spec.mpp)
+        check_fine_enough(item.image, item.mpp, spec.mpp)
     typed = has_classes(spec.head)
     return [class_values(item.types, spec.classes) if typed and item.types else () for item in items]
 
 
-def check_mpp(image: Path, own: float, wanted: float) -> None:
+def check_fine_enough(image: Path, own: float, wanted: float) -> None:
     """Raise UsageError where an image is so much coarser than the model that `segment_image` would refuse it."""
     if own / wanted > MAX_ENLARGEMENT:
         raise UsageError(

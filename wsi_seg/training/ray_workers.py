@@ -69,13 +69,14 @@ def train_with_ray(
 
 def device_of(wanted: DeviceChoice, workers: int, cores: int, gpus: int) -> Device:
     """Return what the workers compute with; UsageError where there is too little, for which Ray would wait for ever."""
-    if wanted == "cuda" or (wanted == "auto" and gpus >= workers):
-        if gpus < workers:
-            raise UsageError(f"--workers {workers}: there are only {gpus} GPUs; expected one for each, or --device cpu")
-        return "cuda"
-    if cores < workers:
-        raise UsageError(f"--workers {workers}: there are only {cores} cores; expected a core for each worker")
-    return "cpu"
+    uses_gpus = wanted == "cuda" or (wanted == "auto" and gpus >= workers)
+    there, what = (gpus, "GPUs") if uses_gpus else (cores, "cores")
+    if there < workers:
+        raise UsageError(
+            f"--workers {workers}: there are only {there} {what}; expected one for each: give fewer"
+            + (", or --device cpu" if uses_gpus else "")
+        )
+    return "cuda" if uses_gpus else "cpu"
 
 
 def _share(workers: int, cores: int, device: Device) -> dict[str, float]:

@@ -13,7 +13,7 @@ from wsi_seg.architectures import dimensions_of
 from wsi_seg.config import Head
 from wsi_seg.dataset import Item, class_values, open_dataset
 from wsi_seg.errors import UsageError, suggest
-from wsi_seg.evaluation.scoring import check_mpp
+from wsi_seg.evaluation.scoring import check_fine_enough
 from wsi_seg.nets.heads import has_classes
 from wsi_seg.prepare import Facts, group_of, prepare
 from wsi_seg.splits import Member, by_fold, by_ratio, check, names_in
@@ -97,7 +97,7 @@ def _check_suited(recipe: Recipe, data: Data) -> None:
     """Raise UsageError where what is scored is too coarse for the network, or types do not tell its classes."""
     scored = [*data.validation, *data.test]
     for item in scored:
-        check_mpp(item.volume if isinstance(item, VolumeItem) else item.image, item.mpp, recipe.network.mpp)
+        check_fine_enough(item.volume if isinstance(item, VolumeItem) else item.image, item.mpp, recipe.network.mpp)
     values_of(recipe, data.train)
     for item in scored if has_classes(recipe.network.head) else ():
         if item.types is not None:
