@@ -69,7 +69,7 @@ def test_more_than_8_bits_are_refused_as_run_refuses_them(folder: Path, suffix: 
     (folder / "images" / "a.png").unlink()
     path = folder / "images" / f"a.{suffix}"
     Image.fromarray(np.full((20, 30), 3000, np.uint16)).save(path)
-    for read in (open_dataset(folder, mpp=0.25)[0].read_image, lambda: read_rgb(path)):
+    for read in (lambda: open_dataset(folder, mpp=0.25), lambda: read_rgb(path)):
         with pytest.raises(UsageError, match=rf"a\.{suffix}: has more than 8 bits per channel \(Pillow mode I;16"):
             read()
     with pytest.raises(SlideOpenError, match="has more than 8 bits per channel"):
@@ -80,7 +80,7 @@ def test_16_bits_in_colour_are_refused(folder: Path) -> None:
     (folder / "images" / "a.png").unlink()
     tifffile.imwrite(folder / "images" / "a.tif", np.full((20, 30, 3), 3000, np.uint16), photometric="rgb")
     with pytest.raises(UsageError, match="has more than 8 bits per channel"):
-        open_dataset(folder, mpp=0.25)[0].read_image()
+        open_dataset(folder, mpp=0.25)
 
 
 def test_items_csv_of_excel_is_read(folder: Path) -> None:

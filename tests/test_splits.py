@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_seg.errors import OutputError, UsageError
-from wsi_seg.splits import Member, by_fold, by_group, by_ratio, check, names_in, read_splits, with_earlier, write_splits
+from wsi_seg.splits import Member, by_fold, by_group, by_ratio, check, in_split, read_splits, with_earlier, write_splits
 
 GROUPS = {f"image {k}": f"patient {k // 3}" for k in range(60)}  # 20 patients of 3 images
 
@@ -121,10 +121,12 @@ def test_a_bad_file_list_is_told(tmp_path: Path, content: str, told: str) -> Non
 
 
 def test_a_split_is_taken_by_its_name(tmp_path: Path) -> None:
-    write_splits(tmp_path / "splits.csv", [Member("a", "p", "train"), Member("b", "q", "test")])
-    assert names_in(tmp_path, "test") == {"b"}
+    members = [Member("a", "p", "train"), Member("b", "q", "test")]
+    write_splits(tmp_path / "splits.csv", members)
+    assert in_split(members, tmp_path, "test") == members[1:]
+    assert in_split(members, tmp_path, None) == members
     with pytest.raises(UsageError, match=r"no split 'tset'; did you mean 'test'.*expected test or train"):
-        names_in(tmp_path, "tset")
+        in_split(members, tmp_path, "tset")
 
 
 def test_what_a_start_learned_from_stays_so() -> None:

@@ -159,9 +159,10 @@ class NetworkSpec(Strict):
     def _classes_fit(self) -> Self:
         if self.head in ("binary", "instances") and len(self.classes) != 1:
             raise ValueError(f"head {self.head} tells no classes apart, so it has one; got {len(self.classes)}")
-        values = [value for own in self.class_values for value in own]
+        # those without values get theirs from a dataset, where they are looked at again
+        values = [value for own in self.classes for value in own.values]
         if len(set(values)) < len(values):
-            raise ValueError(f"classes have a value in common: {self.class_values}; a value means one class")
+            raise ValueError(f"classes have a value in common: {values}; a value means one class")
         return self
 
     @property

@@ -98,7 +98,7 @@ def _item(root: Path, image: Path, facts: dict[str, str], mpp: float | None) -> 
         labels, instances = root / "masks" / f"{image.stem}.png", False
     if not labels.is_file():
         raise UsageError(f"{image}: has no annotation; expected labels/{image.stem}.png or masks/{image.stem}.png")
-    (width, height), (columns, rows) = _size(image), _size(labels)
+    (width, height), (columns, rows) = _size(image, eight_bit=True), _size(labels)
     if (width, height) != (columns, rows):
         raise UsageError(
             f"{labels}: is {columns} x {rows} px, but its image is {width} x {height} px; "
@@ -118,10 +118,12 @@ def _item(root: Path, image: Path, facts: dict[str, str], mpp: float | None) -> 
     )
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Return (width, height) of a picture."""
+def _size(path: Path, *, eight_bit: bool = False) -> tuple[int, int]:
+    """Return (width, height) of a picture, of which no pixel is read."""
     try:
         with Image.open(path, formats=FORMATS) as picture:
+            if eight_bit and (problem := depth_problem(picture)):
+                raise UsageError(f"{path}: {problem}")
             return picture.size
     except (OSError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path}: cannot be read as a picture ({error}); check that the copy is whole") from None
@@ -158,7 +160,8 @@ def class_values(types: Path, classes: Sequence[ClassSpec]) -> tuple[tuple[int, 
             )
     values = tuple(own.values or named.get(own.name, (k,)) for k, own in enumerate(classes, start=1))
     if sum(map(len, values)) > len({value for own in values for value in own}):
-        raise UsageError(f"{path}: two classes have a value in common: {values}; give each its own `values`")
+        where = path if named else types.parents[1]
+        raise UsageError(f"{where}: two classes have a value in common: {values}; give each its own `values`")
     return values
 
 

@@ -11,13 +11,21 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from wsi_seg.errors import OutputError, UsageError, suggest
 
 COLUMNS = ("name", "group", "split")
 FILE = "splits.csv"  # of a dataset that was split when it was prepared
 _SEEN = ("valid", "train")  # by a model; what comes later counts for more
+
+
+class _HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Named = TypeVar("_Named", bound=_HasName)
 
 
 class Member(NamedTuple):
@@ -132,14 +140,17 @@ def read_splits(path: str | Path) -> list[Member]:
     return members
 
 
-def names_in(dataset: str | Path, split: str) -> set[str]:
-    """Return the names of the images that are in a split of a dataset, as its splits.csv says."""
+def in_split(items: Sequence[_Named], dataset: str | Path, split: str | None) -> list[_Named]:
+    """Return those of a dataset's items that are in a split of it, as its splits.csv says; all for None."""
+    if split is None:
+        return list(items)
     path = Path(dataset) / FILE
     members = read_splits(path)
     known = sorted({member.split for member in members})
     if split not in known:
         raise UsageError(f"{path}: there is no split {split!r}{suggest(split, known)}; expected {' or '.join(known)}")
-    return {member.name for member in members if member.split == split}
+    names = {member.name for member in members if member.split == split}
+    return [item for item in items if item.name in names]
 
 
 def with_earlier(members: Sequence[Member], earlier: Iterable[Member]) -> list[Member]:

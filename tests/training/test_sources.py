@@ -15,7 +15,7 @@ from wsi_seg.dataset import class_values, open_dataset
 from wsi_seg.errors import ResumeError, UsageError
 from wsi_seg.splits import Member, write_splits
 from wsi_seg.training.feeds import make_feed
-from wsi_seg.training.recipe import read_plan
+from wsi_seg.training.recipe import Recipe, read_plan
 from wsi_seg.training.sources import gather, values_of
 
 DISCS = {"path": "discs", "mpp": 0.25}
@@ -104,6 +104,24 @@ def test_a_class_that_is_not_there_is_named(content: str, said: str, make_recipe
         with pytest.raises(UsageError, match=said):
             gather(read_plan(make_recipe(network=TYPES, **changes)).stages[0], root, root)
     gather(read_plan(make_recipe(train=other)).stages[0], root, root)  # of a head that has no classes
+
+
+def test_values_given_to_one_class_leave_the_others_to_the_dataset(make_recipe: RecipeMaker, root: Path) -> None:
+    """Class 2 is no value 2 where the dataset says what it is."""
+
+    def recipe(*values: list[int]) -> Recipe:
+        classes = [
+            {"name": name, "color": [1, 2, 3], "values": own}
+            for name, own in zip(("tumor", "stroma"), values, strict=True)
+        ]
+        return read_plan(make_recipe(network=TYPES | {"classes": classes}, train=[DISCS])).stages[0]
+
+    with pytest.raises(UsageError, match=r"discs: two classes have a value in common: \(\(2,\), \(2,\)\)"):
+        gather(recipe([2], []), root, root)
+    (root / "discs" / "classes.csv").write_text("type,name\n2,tumor\n1,stroma\n")
+    assert values_of(recipe([2], []), gather(recipe([2], []), root, root).train) == ((2,), (1,))
+    with pytest.raises(UsageError, match="classes have a value in common"):
+        recipe([2], [2])
 
 
 def test_sources_number_the_classes_alike(make_recipe: RecipeMaker, root: Path) -> None:

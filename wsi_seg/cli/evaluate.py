@@ -89,15 +89,11 @@ def chosen_items(data: str, mpp: float | None, limit: int | None, split: str | N
     """Return the first `limit` annotated images of a folder, or of a split of it."""
     from wsi_seg.dataset import open_dataset
     from wsi_seg.slides.mpp import check_mpp
-    from wsi_seg.splits import names_in
+    from wsi_seg.splits import in_split
 
     if mpp is not None:
         check_mpp(mpp, "--mpp")
-    items = open_dataset(data, mpp)
-    if split is not None:
-        names = names_in(data, split)
-        items = [item for item in items if item.name in names]
-    return items[:limit]
+    return in_split(open_dataset(data, mpp), data, split)[:limit]
 
 
 def row_teller(total: int, name: str = "") -> Callable[[Row], None]:

@@ -16,7 +16,7 @@ from wsi_seg.errors import UsageError, suggest
 from wsi_seg.evaluation.scoring import check_fine_enough
 from wsi_seg.nets.heads import has_classes
 from wsi_seg.prepare import Facts, group_of, prepare
-from wsi_seg.splits import Member, by_fold, by_ratio, check, names_in
+from wsi_seg.splits import Member, by_fold, by_ratio, check, in_split
 from wsi_seg.training.recipe import Recipe, Source, Validation
 from wsi_seg.volume_dataset import VolumeItem, open_pairs, open_volumes
 
@@ -141,10 +141,7 @@ def open_source(source: Source, data_root: Path, prepared: Path, volumes: bool) 
         raise UsageError(f"{folder}: there is no such folder; is --data-root right?")
     if source.prepare is not None:
         folder = _prepared(source, folder, prepared)
-    items = _opened(source, folder, volumes)
-    if source.split is not None:
-        names = names_in(folder, source.split)
-        items = [item for item in items if item.name in names]
+    items = in_split(_opened(source, folder, volumes), folder, source.split)
     if source.group_from is not None:
         items = [replace(item, group=group_of(item.name, source.group_from)) for item in items]
     # one name for a folder however it is written, so that its groups are found in two splits
