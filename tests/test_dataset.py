@@ -108,6 +108,12 @@ def test_mistakes_in_items_csv_are_named(items: str, said: str, folder: Path) ->
         open_dataset(folder)
 
 
+def test_two_images_of_one_name_are_named(folder: Path) -> None:
+    Image.new("RGB", (30, 20)).save(folder / "images" / "a.jpg")
+    with pytest.raises(UsageError, match=r"a\.png: is called as .*a\.jpg is; expected one image of a name"):
+        open_dataset(folder, mpp=0.25)
+
+
 def test_mistakes_in_the_folder_are_named(folder: Path) -> None:
     with pytest.raises(UsageError, match="no images in"):
         open_dataset(folder / "labels", mpp=0.25)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from wsi_seg.cli.prepare import prepare as command
 from wsi_seg.dataset import open_dataset
 from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.prepare import Facts, group_of, prepare, read_image
-from wsi_seg.sheet import outline_mask
+from wsi_seg.sheet import busiest, outline_mask
 from wsi_seg.splits import read_splits
 from wsi_seg.stain.measuring import fit
 from wsi_seg.stain.normaliser import Normaliser, write_target
@@ -300,3 +301,35 @@ def test_classes_and_shares_of_the_command_line() -> None:
     for text in ("train", "train=x", "=0.5", "a=.5,a=.5"):
         with pytest.raises(UsageError, match="--split"):
             parse_shares(text)
+    with pytest.raises(UsageError, match=r"the shares are train 0\.8, test 0\.3; expected two or more .* sum to 1"):
+        parse_shares("train=.8,test=.3")
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [({"train": 0.8, "test": 0.3}, "sum to 1"), (dict.fromkeys("abcd", 0.25), "3 groups for 4 splits")],
+)
+def test_a_split_that_cannot_be_is_told_before_an_image_is_read(
+    shares: dict[str, float], said: str, sources: Path
+) -> None:
+    done: list[int] = []
+    with pytest.raises(UsageError, match=said):
+        make(sources, facts=Facts(group_from=r"p\d", shares=shares), progress=lambda k, _: done.append(k))
+    assert not done
+
+
+def test_of_a_large_image_the_window_with_most_nuclei_is_shown() -> None:
+    """All but the very best, and in the time that it takes to find where nuclei begin."""
+    rng = np.random.default_rng(0)
+    places = np.concatenate([rng.uniform(0, 1000, (300, 2)), rng.normal([700, 300], 60, (100, 2))]).astype(int)
+    labels = np.zeros((1000, 1000), np.int32)
+    labels[tuple(places.T)] = np.arange(1, 401)
+    most = max(np.count_nonzero(labels[y : y + 240, x : x + 240]) for y in range(0, 760, 9) for x in range(0, 760, 9))
+    assert np.count_nonzero(labels[busiest(labels)]) > 0.9 * most
+    many = np.zeros((3000, 3000), np.int32)
+    many[::3, ::3] = np.arange(1, 1_000_001).reshape(1000, 1000)
+    begin = time.process_time()
+    np.unique(many, return_index=True)
+    middle = time.process_time()
+    busiest(many)
+    assert time.process_time() - middle < 3 * (middle - begin)

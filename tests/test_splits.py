@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import full_disk
 from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.splits import Member, by_fold, by_group, by_ratio, check, in_split, read_splits, with_earlier, write_splits
 
@@ -103,6 +104,15 @@ def test_the_file_list_comes_back_and_is_checked(tmp_path: Path) -> None:
         write_splits(tmp_path / "missing" / "splits.csv", members)
 
 
+def test_a_full_disk_leaves_the_list_whole(tmp_path: Path) -> None:
+    path, members = tmp_path / "splits.csv", [Member("a", "p", "train"), Member("b", "q", "test")]
+    write_splits(path, members)
+    with full_disk(), pytest.raises(OutputError, match=r"splits\.csv: cannot be written .*; make room"):
+        write_splits(path, members[:1])
+    assert read_splits(path) == members
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -127,6 +137,9 @@ def test_a_split_is_taken_by_its_name(tmp_path: Path) -> None:
     assert in_split(members, tmp_path, None) == members
     with pytest.raises(UsageError, match=r"no split 'tset'; did you mean 'test'.*expected test or train"):
         in_split(members, tmp_path, "tset")
+    with pytest.raises(UsageError, match=r"splits\.csv: 1 of the 1 names in test are not in the dataset, such as 'b'"):
+        in_split(members[:1], tmp_path, "test")
+    assert in_split(members[:1], tmp_path, "train") == members[:1]
 
 
 def test_what_a_start_learned_from_stays_so() -> None:

@@ -201,7 +201,10 @@ def stride_of(architecture: str, encoder: str | None, options: Mapping[str, Any]
 
 def check_sides(network: NetworkSpec, sides_px: Mapping[str, int], where: str) -> None:
     """Raise UsageError unless these sides, by their names, suit the network, and its tile_slices do too."""
-    *depth, _, stride = stride_of(network.architecture, network.encoder, network.options)
+    try:
+        *depth, _, stride = stride_of(network.architecture, network.encoder, network.options)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
     wanted = {name: (side, stride) for name, side in sides_px.items()}
     if network.tile_slices is not None:
         if not depth:

@@ -23,9 +23,9 @@ Head = Literal["binary", "multiclass", "instances", "types"]
 
 
 class Strict(BaseModel):
-    """Base of all settings: frozen, unknown keys refused."""
+    """Base of all settings: frozen; unknown keys, and numbers that are infinite or none, are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ClassSpec(Strict):
@@ -63,7 +63,6 @@ class StainProfile(Strict):
     Numbers that no two stains have, such as those of a picture of one colour, are refused.
     """
 
-    model_config = ConfigDict(allow_inf_nan=False)
     version: Literal[1] = 1
     method: StainMethod
     matrix: tuple[_Rgb, _Rgb] | None = None

@@ -85,6 +85,10 @@ def open_dataset(folder: str | Path, mpp: float | None = None) -> list[Item]:
     images = sorted(p for p in (root / "images").glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise UsageError(f"{root}: no images in {root / 'images'}; expected images/ beside labels/ or masks/")
+    first: dict[str, Path] = {}
+    for path in images:
+        if first.setdefault(path.stem, path) != path:
+            raise UsageError(f"{path}: is called as {first[path.stem]} is; expected one image of a name, so remove one")
     facts = read_facts(root / "items.csv")
     unknown = facts.keys() - {path.stem for path in images}
     if unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     A kill leaves the old file or the new one, never half of it; so does an error. Raises OSError.
     """
+    if not path.name:  # such as ".", beside which nothing can be named after it
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:

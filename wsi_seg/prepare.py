@@ -140,6 +140,8 @@ def checked(pairs: Sequence[tuple[Path, Path]], form: Form, options: Options, fa
     unknown = facts.of_each.keys() - names.keys()
     if unknown:
         raise UsageError(f"--facts: there is no image called {min(unknown)!r}{suggest(min(unknown), names)}")
+    if facts.shares:
+        by_ratio(names, facts.shares, facts.seed)  # which raises where they cannot be met
     if form.find_classes is None or options.classes:
         return options
     found = sorted(set().union(*(form.find_classes(path) for _, path in pairs)))

@@ -125,10 +125,13 @@ def busiest(labels: npt.NDArray[np.int32]) -> tuple[slice, slice]:
     # where nuclei begin: their first pixels in reading order
     numbers, first = np.unique(labels, return_index=True)
     y, x = np.divmod(first[numbers > 0], width)
-    tops, lefts = (range(0, max(1, length - side + 1), side // 4) for length in (height, width))
-    corners = [(top, left) for top in tops for left in lefts]
-    counts = [int(((y >= t) & (y < t + side) & (x >= lf) & (x < lf + side)).sum()) for t, lf in corners]
-    top, left = corners[int(np.argmax(counts))]
+    # counted in squares of a quarter of the side, of which a window has four by four
+    step = side // 4
+    rows, columns = (max(0, length - side) // step + 4 for length in (height, width))
+    squares = np.zeros((height // step + 4, width // step + 4), np.int64)
+    np.add.at(squares, (y // step, x // step), 1)
+    counts = np.lib.stride_tricks.sliding_window_view(squares[:rows, :columns], (4, 4)).sum(axis=(2, 3))
+    top, left = (step * int(place) for place in np.unravel_index(counts.argmax(), counts.shape))
     return slice(top, top + side), slice(left, left + side)
 
 

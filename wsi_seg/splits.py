@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from wsi_seg.errors import OutputError, UsageError, suggest
+from wsi_seg.files import replacing
 
 COLUMNS = ("name", "group", "split")
 FILE = "splits.csv"  # of a dataset that was split when it was prepared
@@ -41,9 +43,7 @@ def by_ratio(groups: Mapping[str, str], shares: Mapping[str, float], seed: int =
 
     groups: name of each image -> its group. Shares are met as nearly as whole groups allow; no split stays empty.
     """
-    if not shares or any(not 0 < share < 1 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
-        shown = ", ".join(f"{name} {share:g}" for name, share in shares.items())
-        raise UsageError(f"the shares are {shown or 'none'}; expected two or more between 0 and 1 that sum to 1")
+    check_shares(shares)
     sizes = _sizes(groups, len(shares))
     wanting = {split: share * len(groups) for split, share in shares.items()}
     split_of: dict[str, str] = {}
@@ -55,6 +55,13 @@ def by_ratio(groups: Mapping[str, str], shares: Mapping[str, float], seed: int =
         split_of[group] = split
         wanting[split] -= sizes[group]
     return _members(groups, split_of)
+
+
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Raise UsageError unless they are shares of one whole."""
+    if not shares or any(not 0 < share < 1 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        shown = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise UsageError(f"the shares are {shown or 'none'}; expected two or more between 0 and 1 that sum to 1")
 
 
 def by_fold(groups: Mapping[str, str], folds: int, seed: int = 0) -> list[list[Member]]:
@@ -111,13 +118,15 @@ def check(members: Sequence[Member], where: str = "split") -> None:
 def write_splits(path: str | Path, members: Sequence[Member]) -> None:
     """Write the file list, sorted by name, having checked it."""
     check(members, str(path))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(sorted(members))
     try:
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(sorted(members))
+        with replacing(Path(path)) as file:
+            file.write(text.getvalue().encode())
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); make room and run it again") from None
 
 
 def read_splits(path: str | Path) -> list[Member]:
@@ -141,7 +150,10 @@ def read_splits(path: str | Path) -> list[Member]:
 
 
 def in_split(items: Sequence[_Named], dataset: str | Path, split: str | None) -> list[_Named]:
-    """Return those of a dataset's items that are in a split of it, as its splits.csv says; all for None."""
+    """Return those of a dataset's items that are in a split of it, as its splits.csv says; all for None.
+
+    Raises UsageError where one that is in the split is not in the dataset.
+    """
     if split is None:
         return list(items)
     path = Path(dataset) / FILE
@@ -150,6 +162,12 @@ def in_split(items: Sequence[_Named], dataset: str | Path, split: str | None) ->
     if split not in known:
         raise UsageError(f"{path}: there is no split {split!r}{suggest(split, known)}; expected {' or '.join(known)}")
     names = {member.name for member in members if member.split == split}
+    missing = names - {item.name for item in items}
+    if missing:
+        raise UsageError(
+            f"{path}: {len(missing)} of the {len(names)} names in {split} are not in the dataset, such as "
+            f"{min(missing)!r}; expected all of them: put them back, or take their lines out"
+        )
     return [item for item in items if item.name in names]
 
 

@@ -8,7 +8,8 @@ DATA/items.csv                optional: as of images, and spacing, the micrometr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,10 @@ class VolumeItem:
         return None if self.types is None else read_stack(self.types).astype(np.uint8)
 
 
-def open_volumes(folder: str | Path, mpp: float | None = None) -> list[VolumeItem]:
+def open_volumes(folder: str | Path, mpp: float | None = None, spacing: float | None = None) -> list[VolumeItem]:
     """Return the volumes of a dataset, sorted by name, having checked that each has an annotation of its shape.
 
-    mpp: for volumes whose mpp items.csv does not give; it is never guessed.
+    mpp, spacing: for volumes of which items.csv does not give them. An mpp is never guessed; a spacing may be unknown.
     """
     root = Path(folder)
     volumes = sorted(p for p in (root / "volumes").glob("*") if p.suffix.lower() in VOLUME_SUFFIXES)
@@ -76,7 +77,7 @@ def open_volumes(folder: str | Path, mpp: float | None = None) -> list[VolumeIte
     unknown = facts.keys() - {path.stem for path in volumes}
     if unknown:
         raise UsageError(f"{root / 'items.csv'}: there is no volume called {min(unknown)!r} in {root / 'volumes'}")
-    return [_find(root, volume, facts.get(volume.stem, {}), mpp) for volume in volumes]
+    return [_find(root, volume, facts.get(volume.stem, {}), mpp, spacing) for volume in volumes]
 
 
 def open_pairs(
@@ -90,8 +91,7 @@ def open_pairs(
             if not path.is_file():
                 raise UsageError(f"{path}: there is no such file; expected a volume and its labels")
         _check_shapes(volume, (labels,))
-        facts = {"spacing": "" if spacing is None else str(spacing)}
-        items.append(_item(root, volume, labels, None, facts, mpp, instances=True))
+        items.append(_item(root, volume, labels, None, {}, mpp, spacing, instances=True))
     return items
 
 
@@ -111,13 +111,21 @@ def scale_grey(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 def read_stack(path: Path) -> npt.NDArray[Any]:
     """Return all of a TIFF, in its own type."""
-    try:
+    with _reading(path):
         return np.asarray(tifffile.imread(path))
-    except (tifffile.TiffFileError, OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); expected a whole TIFF") from None
 
 
-def _find(root: Path, volume: Path, facts: Mapping[str, str], mpp: float | None) -> VolumeItem:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise UsageError for whatever tifffile and its codecs raise: for a damaged file that may be anything."""
+    try:
+        yield
+    except Exception as error:
+        fact = f"cannot be read ({type(error).__name__}: {error})"
+        raise UsageError(f"{path}: {fact}; expected a whole TIFF: check that the copy is whole") from error
+
+
+def _find(root: Path, volume: Path, facts: Mapping[str, str], mpp: float | None, spacing: float | None) -> VolumeItem:
     labels, instances = _beside(root, "labels", volume), True
     if labels is None:
         labels, instances = _beside(root, "masks", volume), False
@@ -125,7 +133,7 @@ def _find(root: Path, volume: Path, facts: Mapping[str, str], mpp: float | None)
         raise UsageError(f"{volume}: has no annotation; expected labels/{volume.stem}.tif or masks/{volume.stem}.tif")
     types = _beside(root, "types", volume)
     _check_shapes(volume, (labels, types) if types else (labels,))
-    return _item(root, volume, labels, types, facts, mpp, instances=instances)
+    return _item(root, volume, labels, types, facts, mpp, spacing, instances=instances)
 
 
 def _check_shapes(volume: Path, annotations: Iterable[Path]) -> None:
@@ -145,6 +153,7 @@ def _item(
     types: Path | None,
     facts: Mapping[str, str],
     mpp: float | None,
+    spacing: float | None,
     *,
     instances: bool,
 ) -> VolumeItem:
@@ -155,7 +164,7 @@ def _item(
         instances=instances,
         types=types,
         mpp=mpp_of(volume, facts, mpp),
-        spacing=_spacing(volume, facts),
+        spacing=_spacing(volume, facts, spacing),
         group=facts.get("group") or volume.stem,
         source=facts.get("source") or root.name,
         licence=facts.get("licence", ""),
@@ -169,12 +178,9 @@ def _beside(root: Path, kind: str, volume: Path) -> Path | None:
 
 def _shape(path: Path) -> Shape:
     """Return (Z, H, W) by the file's header alone."""
-    try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            shape, axes, dtype = series.shape, series.axes, series.dtype
-    except (tifffile.TiffFileError, OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); expected a whole TIFF") from None
+    with _reading(path), tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        shape, axes, dtype = series.shape, series.axes, series.dtype
     if len(shape) != 3 or axes[1:] != "YX" or dtype not in (np.uint8, np.uint16):
         raise UsageError(f"{path}: is {dtype} {shape}; expected a grey stack (Z, H, W), uint8 or uint16")
     return int(shape[0]), int(shape[1]), int(shape[2])
@@ -191,9 +197,9 @@ def check_spacing(spacing: float, what: str) -> None:
         raise UsageError(f"{what} is {spacing:g}; expected micrometres from slice to slice, {low} to {high:g}")
 
 
-def _spacing(volume: Path, facts: Mapping[str, str]) -> float | None:
-    given = facts.get("spacing")
-    if not given:
+def _spacing(volume: Path, facts: Mapping[str, str], otherwise: float | None) -> float | None:
+    given = facts.get("spacing") or otherwise
+    if given is None:
         return None
     try:
         value = float(given)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from PIL import Image
 
 from wsi_seg.bundles import Bundle, find_bundle
@@ -17,6 +21,7 @@ from wsi_seg.config import ClassSpec
 from wsi_seg.dataset import open_dataset
 from wsi_seg.errors import UsageError
 from wsi_seg.evaluation.comparison import compare_into, short_names
+from wsi_seg.evaluation.plots import draw_curves
 from wsi_seg.evaluation.scoring import METRICS, Row
 from wsi_seg.evaluation.tools import Result, check_tool
 
@@ -104,6 +109,77 @@ def test_classes_that_mean_different_things_are_not_subtracted() -> None:
     assert found.difference("c", "dice_class_1").mean == 0
     assert np.isnan(found.difference("b", "dice_class_1").mean)
     assert found.difference("b", "dice").mean == 0
+
+
+def test_tools_whose_classes_differ_share_no_table_of_them(made: Path) -> None:
+    spec = find_bundle("effunetpp").spec
+    colour, histogram = (1, 2, 3), np.ones((2, 256), np.int64)
+    scores = dict.fromkeys(METRICS, 0.5) | {"dice_class_1": 0.5}
+    results = {}
+    for tool, name in (("a", "tumor"), ("b", "stroma")):
+        classes = (ClassSpec(name=name, color=colour),)
+        bundle = Bundle(Path(tool), spec.model_copy(update={"head": "types", "classes": classes}))
+        results[tool] = Result(tool, bundle, [Row("i", "g", "s", 0.25, 1, 1, scores, histogram, False)])
+    out = made / "out"
+    found = compare_into(out, ["a", "b"], results.__getitem__, [])
+    assert "classes differ (a: tumor; b: stroma)" in " ".join(found.facts["warnings"])
+    assert found.scores == list(METRICS)
+    assert "class_1" not in (out / "compare.csv").read_text() + (out / "per_image.csv").read_text()
+    page = (out / "index.html").read_text()
+    assert "Dice, class 1" not in page
+    assert "Dice, tumor" in page, "in the table of its own images"
+
+
+def with_types(folder: Path, types: dict[str, npt.NDArray[np.uint8]]) -> Path:
+    (folder / "types").mkdir()
+    for name, pixels in types.items():
+        Image.fromarray(pixels).save(folder / "types" / f"{name}.png")
+    return folder
+
+
+def lines_of(shown: str) -> dict[str, list[str]]:
+    """The cells of a printed table by the first of their line."""
+    return {cells[0]: cells[1:] for cells in (re.split(r"  +", line) for line in shown.splitlines())}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_tool_without_classes_has_dashes_there(order: int, made: Path) -> None:
+    types = {item.name: np.minimum(item.read_labels(), 1).astype(np.uint8) for item in open_dataset(made)}
+    typed, plain = with_types(shifted(made, 0), types), shifted(made, 1)
+    shown = lines_of(run(*(typed, plain)[::order], "--data", with_types(made, types), "--out", made / "out"))
+    assert shown["Dice, class 1"] == [*("1.000 (1.000 to 1.000)", "–")[::order], "–"]
+    with (made / "out" / "compare.csv").open() as file:
+        means = {line["model"]: line["mean"] for line in csv.DictReader(file) if line["score"] == "dice_class_1"}
+    assert means == {"shifted-0": "1.000000", "shifted-1": ""}
+
+
+def test_a_class_that_one_tool_invents_counts_against_it_alone(made: Path) -> None:
+    """Class 2 is in one image of six, and one tool sees it in all."""
+    truth = {item.name: np.minimum(item.read_labels(), 1).astype(np.uint8) for item in open_dataset(made)}
+    invented = {name: 2 * pixels for name, pixels in truth.items()}
+    truth["p0_0"] = invented["p0_0"]
+    right, wrong = with_types(shifted(made, 0), truth), with_types(shifted(made, 96), invented)
+    (made / "classes.csv").write_text("type,name\n1,stroma\n2,tumor\n3,rare\n")
+    shown = lines_of(run(right, wrong, "--data", with_types(made, truth)))
+    for score in ("Dice", "F1"):
+        assert [cell[:5] for cell in shown[f"{score}, class 1"]] == ["1.000", "0.167", "-0.83"]
+        assert [cell[:5] for cell in shown[f"{score}, class 2"]] == ["1.000", "0.167", "-0.83"]
+        assert [cell[:5] for cell in shown[f"{score}, class 3"]] == ["1.000", "1.000", "+0.00"]
+
+
+def test_names_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, save = [], Figure.savefig
+
+    def seen(figure: Figure, *given: Any, **more: Any) -> None:
+        drawn.append(figure)
+        save(figure, *given, **more)
+
+    monkeypatch.setattr(Figure, "savefig", seen)
+    draw_curves(tmp_path / "curves.png", {name: np.ones((2, 256), np.int64) for name in ("p$x^$y", "_under")})
+    for axes in drawn[0].axes:
+        legend = axes.get_legend()
+        assert legend is not None
+        assert [text.get_text().split(":")[0].replace("\\", "") for text in legend.get_texts()] == ["p$x^$y", "_under"]
 
 
 def test_names_are_short_where_they_can_be() -> None:

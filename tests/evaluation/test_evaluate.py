@@ -22,6 +22,7 @@ from wsi_seg.config import ClassSpec
 from wsi_seg.dataset import open_dataset
 from wsi_seg.errors import ModelError, OutputError, UsageError
 from wsi_seg.evaluation import Row, evaluate, evaluate_labels, scoring
+from wsi_seg.evaluation.files import new_folder
 from wsi_seg.evaluation.labels import Prediction
 from wsi_seg.evaluation.report import evaluate_into
 from wsi_seg.evaluation.scoring import METRICS, score, title_of
@@ -164,13 +165,13 @@ def test_nuclei_of_no_class_are_neither_right_nor_wrong(made: Path) -> None:
     types = np.where(truth > 0, 1, 0).astype(np.uint8)
     types[:48] = 0
     for called in (truth > 0, np.where(truth > 0, 1 + (types == 0), 0), types):
-        row = score(item, truth, types, Prediction(truth, None, called.astype(np.uint8)))
+        row = score(item, truth, types, Prediction(truth, None, called.astype(np.uint8)), [1])
         assert {name: s for name, s in row.scores.items() if name not in METRICS} == {
             "dice_class_1": 1,
             "f1_class_1": 1,
         }
     beside = np.roll(truth, 6, axis=1)  # on less than half of any
-    row = score(item, truth, types, Prediction(beside, None, (beside > 0).astype(np.uint8)))
+    row = score(item, truth, types, Prediction(beside, None, (beside > 0).astype(np.uint8)), [1])
     assert row.scores["f1_class_1"] == 0
 
 
@@ -263,6 +264,17 @@ def test_predictions_of_another_size_are_wrong(made: Path, tmp_path: Path) -> No
         evaluate_labels(tmp_path, open_dataset(made)[:1])
 
 
+def test_predictions_that_are_no_whole_numbers_are_wrong(made: Path, tmp_path: Path) -> None:
+    item = open_dataset(made)[0]
+    path = tmp_path / f"{item.name}.png"
+    Image.fromarray(item.read_labels().astype(np.float32)).save(path, format="TIFF")
+    with pytest.raises(UsageError, match=r"p0_0\.png: holds float32, expected whole numbers"):
+        evaluate_labels(tmp_path, [item])
+    Image.new("1", (20_000, 20_000)).save(path)
+    with pytest.raises(UsageError, match=r"p0_0\.png: cannot be read \(Image size"):
+        evaluate_labels(tmp_path, [item])
+
+
 def test_a_split_alone_is_scored(made: Path) -> None:
     members = [Member(item.name, item.group, item.group.replace("patient-", "part")) for item in open_dataset(made)]
     write_splits(made / "splits.csv", members)
@@ -277,6 +289,46 @@ def test_a_folder_in_use_is_not_written_over(made: Path) -> None:
     with pytest.raises(OutputError, match="exists"):
         files_of(made, made, [])
     assert [path.name for path in (made.parent / "out").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("out", [".", ""])
+def test_the_working_directory_is_no_new_folder(
+    out: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputError, match="is the working directory"):
+        run("--predictions", tmp_path / "none", "--data", made, "--out", out)
+
+
+def test_results_are_kept_where_they_cannot_be_given_their_name(tmp_path: Path) -> None:
+    """Somebody else has made the folder meanwhile."""
+
+    def fill() -> None:
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "a").touch()
+            (tmp_path / "out" / "b").mkdir(parents=True)
+
+    with pytest.raises(OutputError, match=r"Directory not empty.*all results are in .*\.part"):
+        fill()
+    assert [path.name for path in tmp_path.glob(".out.*.part/*")] == ["a"]
+
+
+@pytest.mark.parametrize("file", [".", "", "none/all.json", "out"])
+def test_numbers_that_cannot_be_written_are_told_first(file: str, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    with pytest.raises(OutputError, match=r"^--json .*: cannot be written"):
+        run("--predictions", made, "--data", made, "--out", "out", "--json", file)
+    assert not Path("out").exists()
+
+
+def test_the_table_is_shown_before_the_numbers_are_written(made: Path) -> None:
+    """Into the report, which is a folder that is not there before."""
+    arguments = ["--predictions", str(made), "--data", str(made), "--out", str(made / "out"), "--json"]
+    done = CliRunner().invoke(command, [*arguments, str(made / "out" / "panels")])
+    assert isinstance(done.exception, OutputError)
+    assert "AJI" in done.stdout
+    assert (made / "out" / "index.html").is_file()
 
 
 def test_nothing_is_left_where_an_image_fails(made: Path) -> None:

@@ -62,7 +62,10 @@ def test_differences_are_paired() -> None:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    lines = ("MoNuSeg 2018 training set, 30 images", "nuclei/slide-77.svs of our clinic", "wards/ours")
+    lines = (
+        *("MoNuSeg 2018 training set, 30 images", "nuclei/slide-77.svs of our clinic", "wards/ours"),
+        "NuInsSeg, nucleus map only (Naylor et al., IEEE TMI 2019)",
+    )
     spec = find_bundle("effunetpp").spec.model_copy(update={"training_data": lines})
     return Bundle(tmp_path, spec)
 
@@ -77,6 +80,13 @@ def bundle(tmp_path: Path) -> Bundle:
         ("train", "30", False),
         ("images", "slide-77", True),
         ("x", "slide-7", False),
+        ("x", "2018", False),
+        ("x", "training", False),
+        ("x", "images", False),
+        ("x", "Naylor", False),
+        ("nuclei of mice", "1", False),
+        ("hospital_map", "1", False),
+        ("naylor_2019", "1", False),
     ],
 )
 def test_training_data_are_recognised_by_name(source: str, group: str, told: bool, made: Path, bundle: Bundle) -> None:
@@ -116,4 +126,6 @@ def test_a_reader_is_told_of_few_groups_and_of_labels_alone(made: Path) -> None:
     assert "only 2 groups" in told
     assert "curves have one point" in told
     assert "one group" in " ".join(beware(rows_with([0.5] * 2, ["a", "a"]), items, None))
-    assert not beware(rows_with([0.5] * 3, ["a", "b", "c"]), items, None)
+    assert "only 3 groups" in " ".join(beware(rows_with([0.5] * 3, ["a", "b", "c"]), items, None))
+    assert not beware(rows_with([0.5] * 6, list("abcdef")), items, None)
+    assert not beware(rows_with([0.5], ["a"]), items, None)

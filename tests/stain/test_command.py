@@ -44,6 +44,8 @@ def test_what_is_wrong_is_told(picture: RGB, tmp_path: Path) -> None:
     assert isinstance(none.exception, UsageError)
     assert "is no picture" in str(none.exception)
     assert not (tmp_path / "t.json").exists()
+    nowhere = CliRunner().invoke(stain, ["fit", "--out", "."])
+    assert isinstance(nowhere.exception, OutputError)
     CliRunner().invoke(stain, ["fit", "--out", str(tmp_path / "t.json")])
     with pytest.raises(OutputError, match="cannot be written"):
         draw_preview(tmp_path / "no" / "sheet.png", [("a", picture)], read_target(tmp_path / "t.json"))

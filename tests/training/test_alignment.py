@@ -98,10 +98,11 @@ def test_beyond_the_edge_it_goes_on_as_it_ends() -> None:
     assert moved(plane, (-0.5, 0))[0].tolist() == [0, 0, 0, 0, 100, 200]
 
 
-def test_volumes_are_not_aligned(make_recipe: RecipeMaker) -> None:
+@pytest.mark.parametrize("option", [{"align_px": 2}, {"stain_norm": "target.json"}])
+def test_what_is_for_stains_is_not_for_volumes(option: dict[str, Any], make_recipe: RecipeMaker) -> None:
     network = {"architecture": "unet3d", "head": "binary", "options": {}, "mpp": 1.0}
-    path = make_recipe(network=network, align_px=2, augmentation={}, schedule={"crop_slices": 8})
-    with pytest.raises(UsageError, match="align_px is for images in H&E, not for volumes"):
+    path = make_recipe(network=network, **option, augmentation={}, schedule={"crop_slices": 8})
+    with pytest.raises(UsageError, match=f"{next(iter(option))} is for images in H&E, not for volumes"):
         read_plan(path)
 
 

@@ -84,6 +84,7 @@ def test_all_operations_can_be_given() -> None:
     ("text", "said"),
     [
         ("{preset: nuclie}", r"unknown preset 'nuclie'; known: none, nuclei, .*did you mean 'nuclei'"),
+        ("{preset: [1]}", r"unknown preset \[1\]"),
         ("nucleii", "did you mean 'nuclei'"),
         ("{elastc: on}", r"unknown key 'augmentation\.elastc'; did you mean 'elastic'"),
         ("{elastic: {alpah: 1300}}", r"unknown key 'augmentation\.elastic\.alpah'; did you mean 'alpha'"),
@@ -93,6 +94,8 @@ def test_all_operations_can_be_given() -> None:
         ("{one_of: [{blur: {p: 0}}]}", "needs an operation with p above 0"),
         ("{scale: [2, 1]}", r"augmentation\.scale\.factor: must rise"),
         ("{scale: [0, 1]}", "must be above 0"),
+        ("{scale: [.nan, 1]}", r"augmentation\.scale\.factor\.0: .*finite"),
+        ("{randstainna: {mean: [[1, 1], [1, 1], [1, -1]]}}", r"augmentation\.randstainna\.mean\.2\.1: .*or equal to 0"),
         ("{pincushion: -0.3}", r"augmentation\.pincushion\.amount: must not be below 0"),
         ("{box_blur: 4}", "must be odd"),
         ("{noise: {p: 2}}", r"augmentation\.noise\.p"),

@@ -27,7 +27,6 @@ def a_batch() -> Batch:
         distance=foreground * torch.rand(N, SIDE, SIDE, generator=generator),
         has_distance=torch.tensor([1.0, 0.0, 1.0]),
         types=types,
-        has_types=torch.ones(N),
     )
 
 

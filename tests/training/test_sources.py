@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 
 from tests.training.conftest import RecipeMaker, train
+from tests.volumes.phantom import ellipsoids, speckled
+from wsi_seg.bundles import find_bundle
 from wsi_seg.config import ClassSpec
 from wsi_seg.dataset import class_values, open_dataset
 from wsi_seg.errors import ResumeError, UsageError
@@ -17,6 +22,7 @@ from wsi_seg.splits import Member, write_splits
 from wsi_seg.training.feeds import make_feed
 from wsi_seg.training.recipe import Recipe, read_plan
 from wsi_seg.training.sources import gather, values_of
+from wsi_seg.volume_dataset import VolumeItem
 
 DISCS = {"path": "discs", "mpp": 0.25}
 TYPES: dict[str, Any] = {
@@ -139,3 +145,49 @@ def test_other_names_of_the_classes_do_not_continue_it(make_recipe: RecipeMaker,
     (root / "discs" / "classes.csv").write_text("type,name\n1,stroma\n2,tumor\n")
     with pytest.raises(ResumeError, match="changed: class_values"):
         train(path, root, tmp_path / "model")
+
+
+@pytest.fixture
+def volumes(make_recipe: RecipeMaker, tmp_path: Path) -> Callable[..., Path]:
+    """Two stacks beside masks of their objects; returns what writes a recipe that trains on them."""
+    for part in ("images", "masks"):
+        (tmp_path / "root" / "stacks" / part).mkdir(parents=True)
+    for k in range(2):
+        labels = ellipsoids((8, 40, 48), 3, seed=k, radius=(4, 6))
+        tifffile.imwrite(tmp_path / "root" / "stacks" / "images" / f"s{k}.tif", speckled(labels, k))
+        tifffile.imwrite(tmp_path / "root" / "stacks" / "masks" / f"s{k}.tif", (labels > 0).astype(np.uint8))
+    network = {
+        "architecture": "unet3d",
+        "options": {"base_filters": 2, "num_layers": 2},
+        "mpp": 1.0,
+        "tile_px": 64,
+    }
+
+    def make(**source: Any) -> Path:
+        sources = [{"path": "stacks", "mpp": 1.0, **source}]
+        schedule = {"steps": 1, "crop_px": 32, "crop_slices": 4}
+        return make_recipe(network=network, train=sources, augmentation="volumes", schedule=schedule)
+
+    return make
+
+
+def test_volumes_are_prepared_on_the_way(volumes: Callable[..., Path], tmp_path: Path) -> None:
+    path = volumes(prepare={"form": "binary", "annotations": "masks"}, spacing=2.5)
+    train(path, tmp_path / "root", out := tmp_path / "model")
+    assert find_bundle(out).spec.architecture == "unet3d"
+    items = gather(read_plan(path).stages[0], tmp_path / "root", out / "data").learned
+    assert [(item.name, item.spacing) for item in items if isinstance(item, VolumeItem)] == [("s0", 2.5), ("s1", 2.5)]
+    assert [item.read_labels().max() for item in items] == [3, 3]
+    assert len(list((out / "data").iterdir())) == 1
+
+
+def test_another_spacing_does_not_continue_it(volumes: Callable[..., Path], tmp_path: Path) -> None:
+    data = tmp_path / "root" / "stacks"
+    (data / "images").rename(data / "volumes")
+    (data / "masks").rename(data / "labels")
+    table = data / "items.csv"
+    table.write_text("name,spacing\ns0,2\n")
+    train(volumes(), tmp_path / "root", tmp_path / "model")
+    table.write_text("name,spacing\ns0,3\n")
+    with pytest.raises(ResumeError, match="changed: images"):
+        train(volumes(), tmp_path / "root", tmp_path / "model")

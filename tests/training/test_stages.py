@@ -145,17 +145,27 @@ def test_a_folder_called_test_that_holds_something_else_stays(
     assert (tmp_path / "model" / "test" / "mine.txt").read_text() == "mine"
 
 
+DISCS, FUSED = ({"path": name, "mpp": 0.25} for name in ("discs", "fused"))
+PIXELS = {"mean": [0, 0, 0], "std": [255, 255, 255]}
+
+
 @pytest.mark.parametrize(
     ("second", "said"),
     [
         ({"init_from": "frist"}, "Unknown model 'frist'"),
         ({"init_from": "first", "network": {"architecture": "flexunet"}}, "that is unet, this one flexunet"),
         ({"init_from": "effunetpp"}, "of effunetpp with .*, do not fit "),
+        ({"init_from": "first", "network": {"options": {"base_filters": 8}}}, "'base_filters': 4.*'base_filters': 8"),
+        ({"init_from": "first", "network": {"preprocessing": PIXELS}}, "the weights of first were made with"),
+        (
+            {"init_from": "first", "validation": {"sources": [DISCS]}, "train": [FUSED]},
+            "validation of stage second: .*first",
+        ),
         ({"train": [{"path": "disks"}]}, "disks: there is no such folder"),
         ({"stain_norm": "target.json"}, "cannot be read as a stain target"),
         ({"schedule": {"freeze": {"steps": 1, "learning_rate": 0.1}}}, "no encoder that could be frozen"),
         ({"network": {"encoder_weights": "imagenet"}}, "the network has no encoder"),
-        ({"test": [{"path": "discs/", "mpp": 0.25}], "train": [{"path": "fused", "mpp": 0.25}]}, "stage first learns"),
+        ({"test": [{"path": "discs/", "mpp": 0.25}], "train": [{"path": "other", "mpp": 0.25}]}, "stage first learns"),
     ],
 )
 def test_mistakes_in_a_later_stage_are_told_before_the_first_is_trained(

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import wsi_seg
+from tests.conftest import full_disk
 from tests.training.conftest import RecipeMaker, table, train, weights_of
 from wsi_seg import metrics
 from wsi_seg.bundles import find_bundle, write_separation
@@ -27,11 +28,13 @@ from wsi_seg.config import Separation
 from wsi_seg.dataset import open_dataset
 from wsi_seg.errors import OutputError, ResumeError, UsageError, WsiSegError
 from wsi_seg.training import checkpoint
+from wsi_seg.training.bundle import write_bundle
 from wsi_seg.training.feeds import make_feed
 from wsi_seg.training.learner import Learner
 from wsi_seg.training.log import Table
 from wsi_seg.training.recipe import read_plan
 from wsi_seg.training.sources import gather
+from wsi_seg.training.stages import _copy_bundle
 from wsi_seg.training.workers import Team
 
 PROGRAM = [sys.executable, "-c", "from wsi_seg.cli import main; main()"]
@@ -190,8 +193,27 @@ def test_a_loss_that_is_no_number_is_an_error_and_the_checkpoint_stays(
         ({"augmentation": {"scale": [2, 1]}}, "must rise"),
         ({"augmentation": "nucleus"}, "nuclei"),
         ({"sed": 3}, "did you mean 'seed'"),
+        ({"seed": -1}, "seed: .*greater than or equal to 0"),
+        ({"seed": 2**32}, "seed: .*less than 4294967296"),
+        ({"train": [{"path": "discs", "weight": math.inf}]}, "train.0.weight: .*finite"),
+        ({"train": [{"path": "discs", "spacing": 5}]}, r"recipe\.yaml: discs: pairs and spacing are of volumes"),
+        ({"test": [{"path": "discs", "pairs": [["a", "b"]]}]}, "discs: pairs and spacing are of volumes, and unet is"),
+        ({"augmentation": {"clahe": {"tiles": 64}}}, r"augmentation\.clahe .* crops of 65 px or more, .* is 64"),
+        ({"augmentation": {"one_of": [{"blur": 20}]}}, r"augmentation\.blur .* crops of 67 px"),
+        ({"augmentation": {"box_blur": 129}}, r"augmentation\.box_blur .* crops of 65 px"),
+        (
+            {"stages": [{"name": "a"}, {"name": "b", "network": {"options": {"base_filter": 4}}}]},
+            r"recipe\.yaml: stage b: options of unet: unknown key 'base_filter'",
+        ),
+        (
+            {"network": {"architecture": "unet-resnet50"}},
+            r"recipe\.yaml: unet-resnet50 with encoder resnet50 has no options",
+        ),
         ({"loss": {"ce": 1}}, "loss.ce is not for head instances"),
         ({"loss": {"bce": 0}}, "no weight above 0"),
+        ({"loss": {"bce": 1, "class_weights": [1, 2]}}, "class_weights are those of loss.ce"),
+        ({"schedule": {"freeze": {"steps": 8, "learning_rate": 0.1}}}, "freeze.steps must be below steps, 8"),
+        ({"schedule": {"crop_px": 4, "accumulate": 2}}, "one crop of 4 px at a time leaves batch norm a single value"),
         ({"validation": {"share": 0.2, "folds": 5}}, "one of sources, share and folds; got share, folds"),
         ({"validation": {"folds": 5, "fold": 5}}, "counted from 0"),
         ({"schedule": {"curve": "plateau"}}, "plateau looks at validation"),
@@ -242,6 +264,7 @@ def test_a_mistake_in_the_recipe_is_named(changes: dict[str, Any], said: str, ma
             "bare has no types/, .*multiclass",
         ),
         ({"test": [{"path": "./discs", "mpp": 0.25, "only": ["p0_1"]}]}, "is listed 2 times|is in"),
+        ({"train": [{"path": "fused", "mpp": 0.25}]}, "no source tells touching nuclei apart, so head instances"),
     ],
 )
 def test_what_is_wrong_with_the_data_is_named(
@@ -389,3 +412,30 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
     found = checkpoint.load(path, None)
     assert found is not None and found[0].step == 1
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.FILE]
+
+
+def test_a_full_disk_leaves_the_last_bundle(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    recipe, first, second = read_plan(make_recipe()).stages[0], tmp_path / "first", tmp_path / "second"
+    for out, value in ((first, 1.0), (second, 2.0)):
+        out.mkdir()
+        write_bundle(recipe, {"weight": torch.tensor([value])}, checkpoint.Progress(), out)
+    before = {path: path.read_bytes() for path in second.iterdir()}
+    with full_disk():
+        with pytest.raises(OutputError, match=r"cannot be written .*the checkpoint is kept"):
+            write_bundle(recipe, {"weight": torch.zeros(1)}, checkpoint.Progress(), second)
+        with pytest.raises(OutputError, match="cannot be written"):
+            _copy_bundle(first, second, "copy")
+    assert {path: path.read_bytes() for path in second.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("weight", 7e4, "is 70000.*float16"), ("bias", math.nan, "is nan"), ("running_var", math.inf, "is inf.*float32")],
+)
+def test_weights_that_a_bundle_cannot_hold_are_named(
+    name: str, value: float, said: str, make_recipe: RecipeMaker, tmp_path: Path
+) -> None:
+    recipe = read_plan(make_recipe()).stages[0]
+    with pytest.raises(UsageError, match=f"weights deep.{name}: their largest value {said}"):
+        write_bundle(recipe, {f"deep.{name}": torch.tensor([1.0, value])}, checkpoint.Progress(), tmp_path)
+    assert not (tmp_path / "weights.safetensors").exists()

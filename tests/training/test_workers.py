@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 from torch.nn import functional
 
@@ -49,6 +50,27 @@ def test_batch_norm_of_a_resting_encoder_keeps_its_statistics() -> None:
         torch.testing.assert_close(shared(values), own.eval()(values))
     for name, value in shared.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_what_follows_within_timms_batch_norm_is_kept(learns: bool) -> None:
+    own, values = BatchNormAct2d(5, act_layer=nn.ReLU6, drop_layer=nn.Dropout).train(learns), torch.randn(4, 5, 6, 6)
+    shared = SharedBatchNorm(own, Team())
+    shared.train(learns)
+    for network in (own, shared):
+        torch.manual_seed(0)
+        out = network(values)
+        assert out.min() == 0
+        assert (out > 0).any()
+    torch.manual_seed(0)
+    torch.testing.assert_close(out, own(values))
+
+
+def test_dropping_in_half_precision_is_as_frequent_as_asked() -> None:
+    ones = torch.ones(4, 50_000, dtype=torch.bfloat16)
+    with AlikeDraws(Team(), 4):
+        dropped = functional.dropout(ones, 0.001, training=True) == 0
+    assert dropped.float().mean() == pytest.approx(0.001, rel=0.3)
 
 
 @pytest.mark.parametrize("drawn", ["rand", "dropout", "dropout2d"])

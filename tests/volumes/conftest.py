@@ -109,7 +109,7 @@ def model_2d(tmp_path_factory: pytest.TempPathFactory, phantom_data: Path) -> Pa
         pixels = torch.from_numpy(grey[chosen].astype(np.float32))[:, None].expand(-1, 3, -1, -1)
         distance = torch.from_numpy(np.stack([distance_map(labels[z]) for z in chosen]) / np.float32(255))
         inside = torch.from_numpy((labels[chosen] > 0).astype(np.float32))
-        return Batch(pixels, inside, distance, nothing, inside.long(), nothing)
+        return Batch(pixels, inside, distance, nothing, inside.long())
 
     learn(network, batch, 50)
     folder = tmp_path_factory.mktemp("models") / "small-2d"

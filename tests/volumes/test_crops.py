@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tifffile
@@ -11,7 +13,8 @@ from tests.volumes.phantom import ellipsoids, speckled
 from wsi_seg.errors import UsageError
 from wsi_seg.training.augmentation import Augmentation
 from wsi_seg.training.batch import Batch
-from wsi_seg.training.volume_crops import VolumeAugmentation, VolumeCrops, distance_map
+from wsi_seg.training.pictures import distance_map
+from wsi_seg.training.volume_crops import VolumeAugmentation, VolumeCrops
 from wsi_seg.volume_dataset import VolumeItem, open_volumes, scale_grey
 
 SHAPE = (20, 64, 72)
@@ -91,9 +94,8 @@ def test_flips_turn_the_order_of_slices_around(items: list[VolumeItem]) -> None:
 
 def test_what_is_not_known_is_said(items: list[VolumeItem]) -> None:
     batch = crops(items, NONE, classes=[(1,), (2,)]).batch(0, range(12), CPU)
-    assert set(batch.has_distance.tolist()) == set(batch.has_types.tolist()) == {0.0, 1.0}
-    assert torch.equal(batch.has_distance, batch.has_types)
-    for k, known in enumerate(batch.has_types.tolist()):
+    assert set(batch.has_distance.tolist()) == {0.0, 1.0}
+    for k, known in enumerate(batch.has_distance.tolist()):
         if known:
             assert set(batch.types[k].unique().tolist()) <= {-1, 0, 1, 2}
             assert (batch.types[k][batch.foreground[k] == 0] == 0).all()
@@ -117,13 +119,23 @@ def test_the_distance_is_1_in_the_depth_of_each_object_and_physical_where_it_can
     labels = np.zeros((9, 30, 40), np.int32)
     labels[2:7, 5:25, 5:15] = 1
     labels[2:7, 5:25, 15:35] = 2
-    distance = distance_map(labels, 1.0, None)
+    distance = distance_map(labels)
     assert [distance[labels == k].max() for k in (1, 2)] == [255, 255]
     assert distance[4, 15, 14] < 255  # at the border between the two
     assert not distance[labels == 0].any()
     depth = ndimage.distance_transform_edt(np.pad(labels == 2, 1), (4.0, 1.0, 1.0))[1:-1, 1:-1, 1:-1]
     expected = np.round(255 * depth / depth.max())
-    assert np.array_equal(distance_map(labels, 0.5, 2.0)[labels == 2], expected[labels == 2])
+    assert np.array_equal(distance_map(labels, (4.0, 1.0, 1.0))[labels == 2], expected[labels == 2])
+
+
+def test_distances_in_crops_are_physical(items: list[VolumeItem]) -> None:
+    def distance(mpp: float, spacing: float | None) -> torch.Tensor:
+        item = replace(items[0], mpp=mpp, spacing=spacing)
+        return crops([item], NONE, mpp=mpp).batch(0, range(2), CPU).distance
+
+    assert torch.equal(distance(0.5, 2.0), distance(1.0, 4.0))
+    assert torch.equal(distance(0.5, None), distance(1.0, 1.0))
+    assert not torch.equal(distance(0.5, None), distance(0.5, 2.0))
 
 
 def test_operations_on_colour_are_refused() -> None:

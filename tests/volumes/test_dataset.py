@@ -12,10 +12,11 @@ from PIL import Image
 
 from tests.volumes.phantom import ellipsoids, speckled
 from wsi_seg.annotations.base import Options
+from wsi_seg.annotations.pictures import read_tiff
 from wsi_seg.cli.prepare import prepare as command
 from wsi_seg.errors import UsageError
 from wsi_seg.prepare import Facts, prepare
-from wsi_seg.volume_dataset import open_pairs, open_volumes, scale_grey
+from wsi_seg.volume_dataset import open_pairs, open_volumes, read_stack, scale_grey
 from wsi_seg.volumes.preparing import prepare_volumes
 
 SHAPE = (8, 40, 48)
@@ -72,6 +73,25 @@ def test_what_is_wrong_is_told(folder: Path, change: Any, told: str) -> None:
     change(folder)
     with pytest.raises(UsageError, match=told):
         open_volumes(folder, 1.0)
+
+
+def test_damage_of_a_compressed_volume_is_told_whatever_the_codec_says(folder: Path) -> None:
+    path, told = folder / "volumes" / "labels.tif", set()
+    tifffile.imwrite(path, ellipsoids(SHAPE, 3, 0, (4, 6)).astype(np.uint16), compression="zlib")
+    whole = path.read_bytes()
+    for at in (*range(100), len(whole) - 9):
+        path.write_bytes(whole[:at] + b"\0" + whole[at + 1 :])
+        for read in (lambda: open_volumes(folder, 1.0), lambda: read_stack(path), lambda: read_tiff(path)):
+            try:
+                read()
+            except UsageError as error:
+                told.add(str(error).split(":")[0] + ": " + type(error.__cause__).__name__)
+    assert told >= {f"{path}: {name}" for name in ("IndexError", "RuntimeError", "DeflateError")}
+
+
+def test_a_spacing_is_for_volumes_of_which_the_table_gives_none(folder: Path) -> None:
+    (folder / "items.csv").write_text("name,spacing\nlabels,2.5\n")
+    assert [item.spacing for item in open_volumes(folder, 1.0, 4.0)] == [2.5, 4.0]
 
 
 def test_mpp_is_not_guessed_and_an_empty_folder_is_told(folder: Path) -> None:

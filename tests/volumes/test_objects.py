@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from tests.volumes.phantom import ellipsoids
 from wsi_seg.config import Separation
-from wsi_seg.training.volume_crops import distance_map
+from wsi_seg.training.pictures import distance_map
 from wsi_seg.volumes.objects import Labels, components, describe, foreground, link, watershed, without_small
 
 RULES = Separation()
@@ -132,7 +132,7 @@ def test_real_nuclei_that_touch_are_told_apart(data_root: Path) -> None:
     truth = tifffile.imread(data_root / "volumes" / "stardist3d" / "mask3d.tif").astype(np.int32)
     assert ndimage.label(truth > 0)[1] < 20
     rules = Separation(seed_distance=0.6)
-    assert matched(watershed(truth > 0, distance_map(truth, 1.0, None), rules, (1.0, 1.0, 1.0)), truth) == 51
+    assert matched(watershed(truth > 0, distance_map(truth), rules, (1.0, 1.0, 1.0)), truth) == 51
     linked = link([relabelled(section) for section in truth], truth.shape)
     # of sections alone it cannot be seen where one of two nuclei that lie on top of each other ends
     assert 30 <= matched(linked, truth) < 51

@@ -21,8 +21,10 @@ from scipy import ndimage
 import wsi_seg
 from tests.volumes.conftest import SHAPE, SPACING, write_bundle
 from tests.volumes.phantom import ellipsoids, speckled
+from wsi_seg.bundles import write_separation
 from wsi_seg.cli.plan import plan as plan_command
 from wsi_seg.cli.run import run as run_command
+from wsi_seg.config import Separation
 from wsi_seg.errors import ResumeError, UsageError
 from wsi_seg.nets import build_network
 from wsi_seg.nets.heads import out_channels
@@ -102,6 +104,20 @@ def test_slices_are_segmented_as_pictures_are(model_2d: Path, stack: Path, tmp_p
         nuclei = wsi_seg.segment_image(np.repeat(plane[..., None], 3, axis=-1), model, 1.0)
         assert len(nuclei) == len(np.unique(section)) - 1 > 0
         assert np.array_equal(nuclei.labels > 0, section > 0)
+
+
+def test_an_object_that_is_large_enough_keeps_its_small_sections(model_2d: Path, stack: Path, tmp_path: Path) -> None:
+    def segmented(min_area_um2: float) -> wsi_seg.Objects:
+        model = shutil.copytree(model_2d, tmp_path / f"{min_area_um2}")
+        write_separation(model, Separation(min_area_um2=min_area_um2))
+        return wsi_seg.segment_volume(tifffile.imread(stack), wsi_seg.load_model(model, device="cpu"), 1.0)
+
+    every, large = segmented(0).labels, segmented(60).labels
+    sections = np.stack([np.bincount(section.ravel(), minlength=every.max() + 1) for section in every])[:, 1:]
+    kept = np.flatnonzero(sections.max(axis=0) >= 60) + 1
+    assert 0 < len(kept) < every.max()
+    assert ((sections[:, kept - 1] > 0) & (sections[:, kept - 1] < 60)).any()
+    assert np.array_equal(large > 0, np.isin(every, kept))
 
 
 def test_from_python_a_volume_is_what_a_run_makes_of_it(model_3d: Path, stack: Path, tmp_path: Path) -> None:

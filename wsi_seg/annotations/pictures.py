@@ -80,5 +80,6 @@ def read_tiff(path: Path) -> npt.NDArray[Any]:
     """Return all pages of a TIFF, in its own type."""
     try:
         return np.asarray(tifffile.imread(path))
-    except (tifffile.TiffFileError, OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); expected a whole TIFF") from None
+    except Exception as error:  # tifffile and its codecs may raise anything for a damaged file
+        fact = f"cannot be read ({type(error).__name__}: {error})"
+        raise UsageError(f"{path}: {fact}; expected a whole TIFF: check that the copy is whole") from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsi_seg.cli.evaluate import chosen_items, evaluation_options, finish, lines_of, row_teller
+from wsi_seg.cli.evaluate import check_json, chosen_items, evaluation_options, finish, lines_of, row_teller
 from wsi_seg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ def compare(
     if len(models) < 2:
         raise UsageError("Give at least two models; to score one, use wsi-seg evaluate")
     from wsi_seg.evaluation.comparison import compare_into, short_names
-    from wsi_seg.evaluation.page import interval
-    from wsi_seg.evaluation.scoring import title_of
+    from wsi_seg.evaluation.page import score_lines
     from wsi_seg.evaluation.tools import check_tool, run_tool
 
+    check_json(json_file, out)
     items = chosen_items(data, mpp, limit, split)
     short = dict(zip(models, short_names(models), strict=True))
     for model in models:
@@ -51,21 +51,8 @@ def compare(
         return run_tool(model, items, device, lambda picture: told(picture.row))
 
     comparison = compare_into(None if out is None else Path(out), models, run, items)
-    finish(comparison.facts, json_file)
-    names = list(comparison.summaries)
-    changes = [f"{name} - {names[0]}" for name in names[1:]]
-    rows = [("", *names, *changes)]
-    for score in comparison.summaries[names[0]].overall:
-        means = (comparison.summaries[name].overall[score] for name in names)
-        differences = (comparison.difference(name, score) for name in names[1:])
-        rows.append(
-            (
-                title_of(score, comparison.classes),
-                *map(interval, means),
-                *(interval(d, signed=True) for d in differences),
-            )
-        )
-    for line in lines_of(rows):
+    changes = comparison.changes
+    columns = comparison.means | changes
+    for line in lines_of([("", *columns), *score_lines(columns, changes, comparison.classes)]):
         click.echo(line)
-    if out is not None:
-        click.echo(f"{out}/index.html")
+    finish(comparison.facts, out, json_file)

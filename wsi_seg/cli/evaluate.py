@@ -69,6 +69,7 @@ def evaluate(
     from wsi_seg.evaluation.scoring import title_of
     from wsi_seg.evaluation.tools import run_labels, run_model
 
+    check_json(json_file, out)
     items = chosen_items(data, mpp, limit, split)
     if model is not None:
         find_bundle(model)
@@ -77,12 +78,10 @@ def evaluate(
         return run_labels(str(predictions), items, seen) if model is None else run_model(model, items, device, seen)
 
     result, summary, facts = evaluate_into(None if out is None else Path(out), run, items, row_teller(len(items)))
-    finish(facts, json_file)
     click.echo(f"{summary.images} images in {summary.groups} groups; mean (95 % interval over groups)")
     for line in lines_of((title_of(name, result.classes), interval(v)) for name, v in summary.overall.items()):
         click.echo(f"  {line}")
-    if out is not None:
-        click.echo(f"{out}/index.html")
+    finish(facts, out, json_file)
 
 
 def chosen_items(data: str, mpp: float | None, limit: int | None, split: str | None) -> list[Item]:
@@ -109,14 +108,24 @@ def row_teller(total: int, name: str = "") -> Callable[[Row], None]:
     return told
 
 
-def finish(facts: dict[str, Any], json_file: str | None) -> None:
-    """Write the numbers where they are wanted and say what to beware of."""
-    from wsi_seg.evaluation.files import write_json
+def check_json(json_file: str | None, out: str | None) -> None:
+    """Raise OutputError where the numbers could not be written, before anything is run for them."""
+    from wsi_seg.evaluation.files import check_file
 
     if json_file is not None:
-        write_json(Path(json_file), facts)
+        check_file(Path(json_file), None if out is None else Path(out))
+
+
+def finish(facts: dict[str, Any], out: str | None, json_file: str | None) -> None:
+    """Say where the report is and what to beware of, and write the numbers where they are wanted."""
+    from wsi_seg.evaluation.files import write_json
+
+    if out is not None:
+        click.echo(f"{out}/index.html")
     for warning in facts["warnings"]:
         click.secho(f"warning: {warning}", fg="yellow", err=True)
+    if json_file is not None:
+        write_json(Path(json_file), facts)
 
 
 def lines_of(cells: Iterable[tuple[str, ...]]) -> Iterable[str]:

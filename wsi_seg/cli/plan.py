@@ -30,8 +30,10 @@ def plan(slides: tuple[str, ...], model: str, mpp: float | None, timing: bool, v
 
     problems = 0
     total = None
-    click.echo(_row("slide", "size", "mpp", "mm² tissue", "tiles", "blocks", "time", "disk"))
-    for source, planned, estimate in plan_slides(list(slides), model, mpp=mpp, timing=timing, **options):
+    planning = plan_slides(list(slides), model, mpp=mpp, timing=timing, **options)
+    for number, (source, planned, estimate) in enumerate(planning):
+        if number == 0:  # not before what is wrong with the options is told
+            click.echo(_row("slide", "size", "mpp", "mm² tissue", "tiles", "blocks", "time", "disk"))
         if isinstance(planned, str):
             problems += 1
             click.secho(f"{source.name}: PROBLEM: {planned}", fg="red")

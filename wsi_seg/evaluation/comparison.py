@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import isfinite, nan
@@ -16,6 +16,7 @@ from wsi_seg.evaluation import page
 from wsi_seg.evaluation.files import new_folder, write_curves, write_json, write_rows
 from wsi_seg.evaluation.plots import draw_curves
 from wsi_seg.evaluation.report import facts_of
+from wsi_seg.evaluation.scoring import columns_of
 from wsi_seg.evaluation.summary import Interval, Summary, differences, pooled_histogram, summarise
 from wsi_seg.evaluation.tools import Result
 
@@ -35,9 +36,27 @@ class Comparison:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes 1, 2 ..., where all tools that are scored by them mean the same."""
-        typed = [name for name, summary in self.summaries.items() if any("_class_" in key for key in summary.overall)]
-        found = {self.results[name].classes for name in typed}
+        found = set(_meanings(self.results).values())
         return found.pop() if len(found) == 1 else ()
+
+    @property
+    def scores(self) -> list[str]:
+        """What tables of all tools have: each score of any, but none by class where these mean different things."""
+        every = columns_of([row for result in self.results.values() for row in result.rows])
+        same = len(set(_meanings(self.results).values())) < 2
+        return [score for score in every if same or "_class_" not in score]
+
+    @property
+    def means(self) -> dict[str, dict[str, Interval]]:
+        """The scores of each tool, undefined where it has none."""
+        scores = self.scores
+        return {name: {s: own.overall.get(s, _NONE) for s in scores} for name, own in self.summaries.items()}
+
+    @property
+    def changes(self) -> dict[str, dict[str, Interval]]:
+        """The differences to the first, by the headings of their columns."""
+        (first, *others), scores = self.summaries, self.scores
+        return {f"{name} - {first}": {s: self.difference(name, s) for s in scores} for name in others}
 
     def difference(self, name: str, score: str) -> Interval:
         """Return the difference of a tool's score to the first's, undefined where there is none."""
@@ -75,8 +94,21 @@ def _compare(names: Sequence[str], tools: Sequence[str], run: Run, items: Sequen
     for name, values in change.items():
         facts[name]["difference_to"] = names[0]
         facts[name]["difference"] = values
-    warnings = [warning for fact in facts.values() for warning in fact["warnings"]]
+    warnings = [warning for fact in facts.values() for warning in fact["warnings"]] + _differing(_meanings(results))
     return Comparison(results, summaries, change, {"warnings": list(dict.fromkeys(warnings)), "models": facts})
+
+
+def _meanings(results: Mapping[str, Result]) -> dict[str, tuple[str, ...]]:
+    """Return what class 1, 2 ... are called by each tool that is scored by them."""
+    return {name: r.classes for name, r in results.items() if any("_class_" in score for score in columns_of(r.rows))}
+
+
+def _differing(meanings: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Return a warning where class 1, 2 ... of the tools mean different things."""
+    if len(set(meanings.values())) < 2:
+        return []
+    told = "; ".join(f"{name}: {', '.join(own) or 'as the data number them'}" for name, own in meanings.items())
+    return [f"classes differ ({told}): the tables of all leave them out; each one's own are in summary.json"]
 
 
 def _change(result: Result, first: Result) -> dict[str, Interval]:
@@ -89,7 +121,8 @@ def _change(result: Result, first: Result) -> dict[str, Interval]:
 def _write(folder: Path, comparison: Comparison) -> None:
     histograms = {name: pooled_histogram(result.rows) for name, result in comparison.results.items()}
     _write_table(folder / "compare.csv", comparison)
-    write_rows(folder / "per_image.csv", {name: result.rows for name, result in comparison.results.items()})
+    rows = {name: result.rows for name, result in comparison.results.items()}
+    write_rows(folder / "per_image.csv", rows, comparison.scores)
     write_curves(folder, histograms)
     draw_curves(folder / "curves.png", histograms)
     write_json(folder / "summary.json", comparison.facts)
@@ -100,16 +133,15 @@ def _write_table(path: Path, comparison: Comparison) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["score", "model", "mean", "low", "high", "difference", "difference_low", "difference_high"])
-        for name, summary in comparison.summaries.items():
-            for score, values in summary.overall.items():
+        for name, means in comparison.means.items():
+            for score, values in means.items():
                 cells = [*values, *comparison.difference(name, score)]
                 writer.writerow([score, name, *(f"{cell:.6f}" if isfinite(cell) else "" for cell in cells)])
 
 
 def _page(comparison: Comparison) -> str:
     first = next(iter(comparison.summaries))
-    columns = {name: summary.overall for name, summary in comparison.summaries.items()}
-    changes = {f"{name} - {first}": values for name, values in comparison.differences.items()}
+    changes = comparison.changes
     images = [
         f"<h3>{escape(name)}</h3>\n{page.image_table(r.rows, r.classes)}" for name, r in comparison.results.items()
     ]
@@ -119,8 +151,8 @@ def _page(comparison: Comparison) -> str:
         f"groups; differences are taken image by image, and one whose interval holds 0 may be chance"
     )
     sections = {
-        "Scores": page.score_table(columns, classes=comparison.classes),
-        f"Differences to {first}": page.score_table(changes, list(changes), comparison.classes) if changes else "",
+        "Scores": page.score_table(comparison.means, classes=comparison.classes),
+        f"Differences to {first}": page.score_table(changes, changes, comparison.classes) if changes else "",
         "Curves": page.figure("curves.png", "All pixels of all images together."),
         "Images": "\n".join(images),
     }

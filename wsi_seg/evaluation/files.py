@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from wsi_seg import metrics
 from wsi_seg.errors import OutputError
-from wsi_seg.evaluation.scoring import Row, columns_of
+from wsi_seg.evaluation.scoring import Row
 from wsi_seg.evaluation.summary import RESAMPLES, SEED, Interval, Summary
 from wsi_seg.files import replacing
 
@@ -29,24 +30,43 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Give a folder that becomes `out` when all went well; OutputError where `out` exists or cannot be written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    place = Path(os.path.realpath(out))
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise OutputError(f"--out {out}: exists; choose another folder, or remove this one")
-    part = out.parent / f".{out.name}.{os.getpid()}.part"
+    if place == Path(os.path.realpath(".")) or os.path.ismount(place):
+        raise OutputError(f"--out {out}: is the working directory, or a disk of its own; choose a folder in it")
+    part = place.parent / f".{place.name}.{os.getpid()}.part"
     try:
         part.mkdir(parents=True)
     except OSError as error:
         raise OutputError(f"--out {out}: cannot be written to ({error.strerror}); choose another folder") from None
     try:
         yield part
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    except OSError as error:
-        if error.errno in _FULL:
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
             raise OutputError(f"--out {out}: {error.strerror}; make room or choose another folder") from None
         raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    try:
+        if place.exists():
+            place.rmdir()
+        part.rename(place)
+    except OSError as error:
+        fact = f"cannot be given its name ({error.strerror})"
+        raise OutputError(f"--out {out}: {fact}; all results are in {part}, rename it yourself") from None
+
+
+def check_file(path: Path, out: Path | None) -> None:
+    """Raise OutputError where `write_json` could not write to `path`; out: a folder that will be there by then."""
+    place, folder = path.absolute(), None if out is None else out.absolute()
+    try:
+        if place.is_dir() or place == folder:
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if folder is None or folder not in place.parents:
+            with tempfile.TemporaryFile(dir=place.parent):
+                pass
+    except OSError as error:
+        raise OutputError(f"--json {path}: cannot be written ({error.strerror}); choose another file") from None
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -58,9 +78,8 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another file, or make room") from None
 
 
-def write_rows(path: Path, rows: Mapping[str, Sequence[Row]]) -> None:
+def write_rows(path: Path, rows: Mapping[str, Sequence[Row]], columns: Sequence[str]) -> None:
     """Write one line per image and named tool, undefined scores left empty; one name is not written."""
-    columns = columns_of([row for some in rows.values() for row in some])
     facts = ("name", "group", "source", "mpp", "nuclei_true", "nuclei_found")
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -70,8 +70,10 @@ def _read(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.integer]:
     try:
         with Image.open(path, formats=FORMATS) as image:
             values = np.asarray(image)
-    except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
-        raise UsageError(f"{path}: cannot be read ({error})") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # the first two on damaged files
+        raise UsageError(f"{path}: cannot be read ({error}); check that it is whole, and of its image's size") from None
     if values.shape != shape:
         raise UsageError(f"{path}: has the shape {values.shape}, but its image {shape}; expected one number per pixel")
+    if values.dtype.kind not in "bui":
+        raise UsageError(f"{path}: holds {values.dtype}, expected whole numbers; write it as a PNG of 8 or 16 bits")
     return values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from math import isfinite
 from urllib.parse import quote
@@ -45,19 +45,25 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def score_table(
-    columns: Mapping[str, Mapping[str, Interval]], signed: Sequence[str] = (), classes: Sequence[str] = ()
+    columns: Mapping[str, Mapping[str, Interval]], signed: Collection[str] = (), classes: Sequence[str] = ()
 ) -> str:
     """Return a table of all scores, one row each; columns: heading -> intervals. signed: headings of differences."""
-    names = list(dict.fromkeys(name for values in columns.values() for name in values))
+    return table(["Score", *columns], score_lines(columns, signed, classes))
+
+
+def score_lines(
+    columns: Mapping[str, Mapping[str, Interval]], signed: Collection[str] = (), classes: Sequence[str] = ()
+) -> list[tuple[str, ...]]:
+    """Return the rows of `score_table` as texts: each score that any column has, a dash where one lacks it."""
+    names = dict.fromkeys(name for values in columns.values() for name in values)
     nothing = Interval(float("nan"), float("nan"), float("nan"))
-    lines = [
-        [
+    return [
+        (
             title_of(name, classes),
             *(interval(values.get(name, nothing), head in signed) for head, values in columns.items()),
-        ]
+        )
         for name in names
     ]
-    return table(["Score", *columns], lines)
 
 
 def name_table(what: str, values: Mapping[str, Mapping[str, Interval]]) -> str:

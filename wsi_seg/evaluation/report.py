@@ -13,7 +13,7 @@ from wsi_seg.evaluation import page
 from wsi_seg.evaluation.files import new_folder, record, write_curves, write_json, write_rows
 from wsi_seg.evaluation.panels import draw_panel
 from wsi_seg.evaluation.plots import draw_curves
-from wsi_seg.evaluation.scoring import Picture, Row, Seen
+from wsi_seg.evaluation.scoring import Picture, Row, Seen, columns_of
 from wsi_seg.evaluation.summary import Summary, beware, pooled_histogram, summarise
 from wsi_seg.evaluation.tools import Result
 
@@ -65,7 +65,7 @@ def facts_of(result: Result, summary: Summary, items: Sequence[Item]) -> dict[st
 def _write(folder: Path, result: Result, summary: Summary, facts: dict[str, Any]) -> None:
     histogram = pooled_histogram(result.rows)
     name = Path(result.name).name
-    write_rows(folder / "per_image.csv", {name: result.rows})
+    write_rows(folder / "per_image.csv", {name: result.rows}, columns_of(result.rows))
     write_curves(folder, {name: histogram})
     draw_curves(folder / "curves.png", {name: histogram})
     write_json(folder / "summary.json", facts)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from wsi_seg import metrics
 from wsi_seg.api import Model, segment_image
 from wsi_seg.config import ModelSpec
-from wsi_seg.dataset import Item, class_values
+from wsi_seg.dataset import Item, class_values, read_classes
 from wsi_seg.errors import SlideError, UsageError
 from wsi_seg.evaluation.labels import Prediction, check_predictions, read_prediction
 from wsi_seg.nets.heads import has_classes
@@ -50,7 +50,8 @@ class Row:
 
     scores: by column, see `METRICS`, and dice_class_1, f1_class_1 ... where classes are compared, among nuclei whose
     class is known; nan where one is undefined: of nuclei where the annotation does not tell them apart, of areas where
-    only one kind of pixel occurs.
+    only one kind of pixel occurs. Each class that the model, or else the dataset, knows has its scores in each image,
+    so that all tools are judged on the same ones: 1.0 where it is neither drawn nor found, 0.0 where it is only found.
     histogram: (2, 256), see `metrics.probability_histogram`. hard: the prediction has labels only, which count as
     probabilities of 0 and 1; the curves then have one point, and the areas are what that point alone is worth.
     """
@@ -90,7 +91,7 @@ def evaluate(model: Model, items: Sequence[Item], seen: Seen | None = None) -> l
             raise type(error)(item.image, error.reason) from None
         return Prediction(nuclei.labels, nuclei.probability, nuclei.types if has_classes(model.spec.head) else None)
 
-    return _score_all(predict, items, seen, check_items(model.spec, items))
+    return _score_all(predict, items, seen, range(1, len(model.spec.classes) + 1), check_items(model.spec, items))
 
 
 def check_items(spec: ModelSpec, items: Sequence[Item]) -> list[Values]:
@@ -116,13 +117,23 @@ def check_fine_enough(image: Path, own: float, wanted: float) -> None:
 def evaluate_labels(folder: str | Path, items: Sequence[Item], seen: Seen | None = None) -> list[Row]:
     """Score label images that any tool has written; see `labels.check_predictions` for the folder."""
     check_predictions(Path(folder), items)
-    return _score_all(lambda item, _: read_prediction(Path(folder), item), items, seen)
+    return _score_all(lambda item, _: read_prediction(Path(folder), item), items, seen, known_classes(items))
+
+
+def known_classes(items: Sequence[Item]) -> list[int]:
+    """Return the numbers that are classes in the datasets: those in classes.csv, and those in the types of an image."""
+    tables = {item.types.parents[1] / "classes.csv" for item in items if item.types is not None}
+    numbers = {value for table in tables for values in read_classes(table).values() for value in values}
+    for types in map(_read_types, items):
+        numbers |= set() if types is None else set(np.unique(types).tolist())
+    return sorted(numbers - {0})
 
 
 def _score_all(
     predict: Callable[[Item, npt.NDArray[np.uint8]], Prediction],
     items: Sequence[Item],
     seen: Seen | None,
+    classes: Sequence[int],
     meanings: Sequence[Values] | None = None,
 ) -> list[Row]:
     """Score the images; meanings: what the annotation of each calls class 1, 2 ..., where that is not 1, 2 ..."""
@@ -133,14 +144,23 @@ def _score_all(
         rgb, truth, types = _read(item)
         types = types if types is None or not values else classes_of(types, values)
         prediction = predict(item, rgb)
-        rows.append(score(item, truth, types, prediction))
+        rows.append(score(item, truth, types, prediction, classes))
         if seen is not None:
             seen(Picture(rows[-1], rgb, truth, prediction.labels))
     return rows
 
 
-def score(item: Item, truth: npt.NDArray[np.int32], types: npt.NDArray[np.uint8] | None, prediction: Prediction) -> Row:
-    """Return all scores of one image; truth (H, W) labels, types (H, W) classes where there are any."""
+def score(
+    item: Item,
+    truth: npt.NDArray[np.int32],
+    types: npt.NDArray[np.uint8] | None,
+    prediction: Prediction,
+    classes: Sequence[int],
+) -> Row:
+    """Return all scores of one image; truth (H, W) labels, types (H, W) classes where there are any.
+
+    classes: those that are scored, whether they occur or not.
+    """
     found = prediction.labels
     scores = dict.fromkeys(METRICS, np.nan)
     if item.instances:
@@ -152,7 +172,7 @@ def score(item: Item, truth: npt.NDArray[np.int32], types: npt.NDArray[np.uint8]
     scores["roc_auc"] = metrics.roc_auc(histogram)
     scores["average_precision"] = metrics.average_precision(histogram)
     if types is not None and prediction.types is not None:
-        scores |= _by_class(item, truth, types, prediction.labels, prediction.types)
+        scores |= _by_class(item, truth, types, prediction.labels, prediction.types, classes)
     true, those_found = (len(np.unique(labels[labels > 0])) for labels in (truth, found))
     return Row(item.name, item.group, item.source, item.mpp, true, those_found, scores, histogram, hard)
 
@@ -171,24 +191,23 @@ def _by_class(
     types: npt.NDArray[np.uint8],
     found: npt.NDArray[np.int32],
     found_types: npt.NDArray[np.uint8],
+    classes: Sequence[int],
 ) -> dict[str, float]:
     """Return Dice and F1 at IoU 0.5 of each class: only a nucleus that is found, and of the right class, counts.
 
     Nuclei without a class may be of any: their pixels, and what is found in their place, are neither right nor wrong.
     """
     unknown = (truth > 0) & (types == 0)
-    by_class = metrics.class_dice(types, np.where(unknown, 0, found_types))
-    scores = {f"dice_class_{number}": value for number, value in by_class.items()}
+    pixels = metrics.class_dice(types, np.where(unknown, 0, found_types), classes)
+    scores = {f"dice_class_{number}": value for number, value in pixels.items()}
     if item.instances:
-        judged = metrics.without_matches(found, np.where(unknown, truth, 0))
-        for number in by_class:
-            drawn, called = np.where(types == number, truth, 0), np.where(found_types == number, judged, 0)
-            scores[f"f1_class_{number}"] = metrics.detection(drawn, called).f1
+        nuclei = metrics.class_detection(truth, types, found, found_types, classes)
+        scores |= {f"f1_class_{number}": rates.f1 for number, rates in nuclei.items()}
     return scores
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Return the scores of all rows: those of `METRICS`, then the classes that occur."""
+    """Return the scores of all rows: those of `METRICS`, then those of classes."""
     extra = {name for row in rows for name in row.scores} - METRICS.keys()
     return [*METRICS, *sorted(extra, key=lambda name: (name.rsplit("_", 1)[0], int(name.rsplit("_", 1)[1])))]
 
@@ -202,9 +221,16 @@ def title_of(column: str, classes: Sequence[str] = ()) -> str:
     return f"{score.capitalize()}, {classes[int(number) - 1] if known else f'class {number}'}"
 
 
+def _read_types(item: Item) -> npt.NDArray[np.uint8] | None:
+    try:
+        return item.read_types()
+    except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
+        raise UsageError(f"{item.types}: cannot be read ({error}); check that the copy is whole") from None
+
+
 def _read(item: Item) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]:
     try:
-        rgb, truth, types = item.read_image(), item.read_labels(), item.read_types()
+        rgb, truth, types = item.read_image(), item.read_labels(), _read_types(item)
     except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
         raise UsageError(f"{item.image}: it or its annotation cannot be read ({error})") from None
     for what, pixels in (("annotation", truth), ("classes", types)):

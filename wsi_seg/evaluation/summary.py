@@ -19,7 +19,9 @@ from wsi_seg.evaluation.scoring import Row, columns_of
 from wsi_seg.splits import Member, read_splits
 
 RESAMPLES, SEED = 2000, 1
-_NO_NAMES = {"train", "training", "test", "testing", "dev", "val", "valid", "validation", "set", "data", "images"}
+_NO_NAMES = {"train", "training", "test", "testing", "dev", "val", "valid", "validation", "set", "data"} | {
+    *("images", "map", "nucleus", "nuclei", "patient")
+}
 _FEW_GROUPS = 6
 _LEAST_NAME, _LEAST_GROUP = 3, 4  # letters; shorter ones are found in any text
 _SAID = {
@@ -129,7 +131,7 @@ def beware(rows: Sequence[Row], items: Sequence[Item], bundle: Bundle | None) ->
     groups = len({row.group for row in rows})
     if groups == 1 and len(rows) > 1:
         told.append("all images are of one group, so there are no intervals")
-    elif groups < min(_FEW_GROUPS, len(rows)):
+    elif groups < _FEW_GROUPS and len(rows) > 1:
         told.append(f"there are only {groups} groups: the intervals are rough, and rather too narrow")
     return told
 
@@ -143,12 +145,14 @@ def seen_in_training(items: Sequence[Item], bundle: Bundle) -> list[str]:
     path, name = bundle.folder / SPLIT_FILE, bundle.spec.name
     members = read_splits(path) if path.is_file() else []
     told = _seen_in_split(items, members, name)
-    known = {_source_of(member) for member in members if member.split == "train"}
+    known = {_source_of(member) for member in members}
+    unlisted = [item for item in items if not any(_is_of(item, source) for source in known)]
     for line in bundle.spec.training_data:
         if os.path.normpath(line) in known:
             continue
-        names = [s for s in sorted({item.source for item in items}) if _names_source(line, s)]
-        names += [g for g in sorted({item.group for item in items}) if _names_group(line, g)]
+        text = re.sub(r"\([^)]*\)", " ", line)  # in brackets are authors and years
+        names = [s for s in sorted({item.source for item in unlisted}) if _names_source(text, s)]
+        names += [g for g in sorted({item.group for item in unlisted}) if _names_group(text, g)]
         told += [
             f"{said} seems to be in the training data of {name} ({line!r}); "
             "scores on images that a model has learned from say nothing of others"
@@ -185,12 +189,22 @@ def _is_of(item: Item, source: str) -> bool:
 
 
 def _names_source(line: str, source: str) -> bool:
-    words, said = (set(re.findall(r"[a-z0-9]+", text.lower())) for text in (source, line))
+    words, said = _words(source), _words(line)
     if "test" in words and "test" not in said and said & {"train", "training"}:
         return False
-    names = {word for word in words - _NO_NAMES if len(word) >= _LEAST_NAME and not word.isdigit()}
-    return bool(names & said)
+    return any(len(word) >= _LEAST_NAME for word in _telling(words) & said)
 
 
 def _names_group(line: str, group: str) -> bool:
-    return len(group) >= _LEAST_GROUP and bool(re.search(rf"(?<!\w){re.escape(group)}(?!\w)", line, re.IGNORECASE))
+    if len(group) < _LEAST_GROUP or not _telling(_words(group)):
+        return False
+    return bool(re.search(rf"(?<!\w){re.escape(group)}(?!\w)", line, re.IGNORECASE))
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W_]+", text.lower()))
+
+
+def _telling(words: set[str]) -> set[str]:
+    """Return the words that say which data are meant: not numbers, such as years, nor what any data may be called."""
+    return {word for word in words - _NO_NAMES if not word.isdigit()}

@@ -13,11 +13,11 @@ from wsi_seg.metrics.instances import (
     aji,
     aji_plus,
     centroid_detection,
+    class_detection,
     detection,
     instance_scores,
     panoptic,
     well_assigned,
-    without_matches,
 )
 from wsi_seg.metrics.pixels import (
     Curve,
@@ -38,6 +38,7 @@ __all__ = [
     "aji_plus",
     "average_precision",
     "centroid_detection",
+    "class_detection",
     "class_dice",
     "detection",
     "instance_scores",
@@ -48,5 +49,4 @@ __all__ = [
     "roc_auc",
     "roc_curve",
     "well_assigned",
-    "without_matches",
 ]

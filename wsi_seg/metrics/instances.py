@@ -5,6 +5,7 @@ All are computed from the list of overlapping pairs, never from a matrix of all 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ Labels = npt.NDArray[np.integer]
 Counts = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float64]
+
+_AT_ONCE = 500  # overlapping pairs that are matched in one call; what a call takes grows with their square
 
 
 class Panoptic(NamedTuple):
@@ -42,10 +45,12 @@ class Detection(NamedTuple):
 class _Pairs:
     """What shares pixels in two label images. Nuclei are numbered from 0 by their first pixel, row by row.
 
-    truth_area (n,), found_area (m,): pixels of each nucleus. truth, found, shared (k,): the nuclei of each pair and
-    their pixels.
+    truth_px, found_px (H, W): the number of each pixel's nucleus and 1, 0 background. truth_area (n,), found_area (m,):
+    pixels of each nucleus. truth, found, shared (k,): the nuclei of each pair and their pixels.
     """
 
+    truth_px: Indices
+    found_px: Indices
     truth_area: Counts
     found_area: Counts
     truth: Indices
@@ -101,21 +106,30 @@ def centroid_detection(truth: Labels, found: Labels, radius_px: float = 12.0) ->
     One to one, with as many matches as there can be, as an assignment that shuns larger distances gives (12 px at
     0.25 um/px: Graham et al., MedIA 2019, after Sirinukunwattana et al., IEEE TMI 2016).
     """
-    check_shapes(truth, found)
-    (true_ids, truth_area), (found_ids, found_area) = _numbered(truth), _numbered(found)
-    n, m = len(truth_area), len(found_area)
-    if not n or not m:
-        return _rates(0, n, m)
-    points, others = cKDTree(_centroids(true_ids, truth_area)), cKDTree(_centroids(found_ids, found_area))
-    near = points.sparse_distance_matrix(others, radius_px, output_type="ndarray")
-    graph = sparse.csr_array((np.ones(len(near), np.int8), (near["i"], near["j"])), shape=(n, m))
-    return _rates(int((csgraph.maximum_bipartite_matching(graph, "column") >= 0).sum()), n, m)
+    return _centroid_detection(_pairs_of(truth, found), radius_px)
+
+
+def class_detection(
+    truth: Labels, true_types: Labels, found: Labels, found_types: Labels, classes: Iterable[int]
+) -> dict[int, Detection]:
+    """Return detection by overlap of each class: a true nucleus is found where IoU > 0.5 and the classes are the same.
+
+    true_types, found_types: (H, W) class of each pixel, 0 of none; a nucleus is of the class of most of its pixels that
+    have one. True nuclei without a class may be of any: what is found in their place is neither right nor wrong.
+    """
+    pairs = _pairs_of(truth, found)
+    drawn, called = _majority(pairs.truth_px, true_types), _majority(pairs.found_px, found_types)
+    match = pairs.iou > 0.5
+    true_class, found_class = drawn[pairs.truth[match]], called[pairs.found[match]]
+    called[pairs.found[match][true_class == 0]] = 0
+    right = true_class[true_class == found_class]
+    return {k: _rates(*(int((those == k).sum()) for those in (right, drawn, called))) for k in classes}
 
 
 def instance_scores(truth: Labels, found: Labels, radius_px: float = 12.0) -> dict[str, float]:
     """Return all of the above by name, computed from one count of the pairs."""
     pairs = _pairs_of(truth, found)
-    quality, overlap, near = _panoptic(pairs), _detection(pairs), centroid_detection(truth, found, radius_px)
+    quality, overlap, near = _panoptic(pairs), _detection(pairs), _centroid_detection(pairs, radius_px)
     return {
         "aji": _aji(pairs),
         "aji_plus": _aji_plus(pairs),
@@ -131,14 +145,7 @@ def well_assigned(truth: Labels, found: Labels) -> npt.NDArray[np.bool_]:
     chosen = _one_to_one(pairs)
     partner = np.full(len(pairs.truth_area) + 1, -1, np.intp)
     partner[pairs.truth[chosen] + 1] = pairs.found[chosen] + 1
-    return np.asarray(partner[_numbered(truth)[0]] == _numbered(found)[0])
-
-
-def without_matches(found: Labels, truth: Labels) -> Labels:
-    """Return (H, W) found labels less those that match a nucleus of `truth` (IoU > 0.5)."""
-    pairs = _pairs_of(truth, found)
-    matched = pairs.found[pairs.iou > 0.5] + 1
-    return np.where(np.isin(_numbered(found)[0], matched), 0, found)
+    return np.asarray(partner[pairs.truth_px] == pairs.found_px)
 
 
 def _numbered(labels: Labels) -> tuple[Indices, Counts]:
@@ -160,7 +167,7 @@ def _pairs_of(truth: Labels, found: Labels) -> _Pairs:
     both = (true_px > 0) & (found_px > 0)
     codes, shared = np.unique((true_px[both] - 1) * len(found_area) + found_px[both] - 1, return_counts=True)
     rows, columns = np.divmod(codes, max(1, len(found_area)))
-    return _Pairs(truth_area, found_area, rows, columns, np.asarray(shared, np.int64))
+    return _Pairs(true_px, found_px, truth_area, found_area, rows, columns, np.asarray(shared, np.int64))
 
 
 def _aji(pairs: _Pairs) -> float:
@@ -185,19 +192,38 @@ def _aggregated(pairs: _Pairs, chosen: Indices) -> float:
 def _one_to_one(pairs: _Pairs) -> Indices:
     """Return the pairs of the one-to-one matching with the highest sum of IoU.
 
+    Nuclei that overlap no others than each other are matched at once. The rest falls into groups between which nothing
+    overlaps, so each is solved for itself; small ones are taken together, since every call has its price.
+    """
+    n, m = len(pairs.truth_area), len(pairs.found_area)
+    partners = np.bincount(pairs.truth, minlength=n)[pairs.truth] * np.bincount(pairs.found, minlength=m)[pairs.found]
+    links = sparse.csr_array((np.ones(len(pairs.truth), np.int8), (pairs.truth, n + pairs.found)), shape=(n + m, n + m))
+    group = csgraph.connected_components(links, directed=False)[1][pairs.truth]
+    left = np.flatnonzero(partners > 1)
+    left = left[np.argsort(group[left], kind="stable")]
+    begins = np.unique(group[left], return_index=True)[1]
+    cuts = begins[1:][np.diff(begins // _AT_ONCE) > 0]
+    parts = [np.sort(part) for part in np.split(left, cuts) if len(part)]
+    iou = pairs.iou
+    solved = [part[_best(pairs.truth[part], pairs.found[part], iou[part])] for part in parts]
+    return np.concatenate([np.flatnonzero(partners == 1), *solved])
+
+
+def _best(truth: Indices, found: Indices, iou: Floats) -> Indices:
+    """Return which of these pairs, sorted by truth and found, are the one-to-one matching with the highest sum of IoU.
+
     A matching must be full for the sparse solver, so each true nucleus has a column of its own that means no match;
     IoU is counted from 2 downwards, since it takes no cost of 0.
     """
-    n, m = len(pairs.truth_area), len(pairs.found_area)
-    if not len(pairs.shared):
-        return np.empty(0, np.intp)
-    rows, columns = np.append(pairs.truth, np.arange(n)), np.append(pairs.found, m + np.arange(n))
-    costs = np.append(2.0 - pairs.iou, np.full(n, 2.0))
+    (true_ids, row), (found_ids, column) = (np.unique(ids, return_inverse=True) for ids in (truth, found))
+    n, m = len(true_ids), len(found_ids)
+    rows, columns = np.append(row, np.arange(n)), np.append(column, m + np.arange(n))
+    costs = np.append(2.0 - iou, np.full(n, 2.0))
     graph = sparse.csr_array((costs, (rows, columns)), shape=(n, m + n))
     matched_rows, matched_columns = csgraph.min_weight_full_bipartite_matching(graph)
     real = matched_columns < m
     codes = matched_rows[real].astype(np.intp) * m + matched_columns[real]
-    return np.asarray(np.searchsorted(pairs.truth * m + pairs.found, codes), np.intp)
+    return np.asarray(np.searchsorted(row * m + column, codes), np.intp)
 
 
 def _panoptic(pairs: _Pairs) -> Panoptic:
@@ -212,6 +238,17 @@ def _detection(pairs: _Pairs) -> Detection:
     return _rates(int((pairs.iou > 0.5).sum()), len(pairs.truth_area), len(pairs.found_area))
 
 
+def _centroid_detection(pairs: _Pairs, radius_px: float) -> Detection:
+    n, m = len(pairs.truth_area), len(pairs.found_area)
+    if not n or not m:
+        return _rates(0, n, m)
+    points = cKDTree(_centroids(pairs.truth_px, pairs.truth_area))
+    others = cKDTree(_centroids(pairs.found_px, pairs.found_area))
+    near = points.sparse_distance_matrix(others, radius_px, output_type="ndarray")
+    graph = sparse.csr_array((np.ones(len(near), np.int8), (near["i"], near["j"])), shape=(n, m))
+    return _rates(int((csgraph.maximum_bipartite_matching(graph, "column") >= 0).sum()), n, m)
+
+
 def _rates(matches: int, true: int, found: int) -> Detection:
     empty = float(true == found == 0)
     return Detection(ratio(matches, found, empty), ratio(matches, true, empty), ratio(2 * matches, true + found, empty))
@@ -223,3 +260,11 @@ def _centroids(numbers: Indices, area: Counts) -> Floats:
     which = numbers[rows, columns] - 1
     sums = [np.bincount(which, weights=where, minlength=len(area)) for where in (rows, columns)]
     return np.stack(sums, axis=1) / area[:, None]
+
+
+def _majority(numbers: Indices, types: Labels) -> Indices:
+    """Return (n,) the class that most pixels of each nucleus 1..n have, the first of several; 0 where none has any."""
+    count, size = int(numbers.max(initial=0)) + 1, int(types.max(initial=0)) + 1
+    votes = np.bincount((numbers * size + types).ravel(), minlength=count * size).reshape(count, size)[1:]
+    votes[:, 0] = 0  # so that it wins only where no other has any
+    return np.asarray(votes.argmax(axis=1), np.intp)

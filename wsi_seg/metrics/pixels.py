@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -44,16 +45,18 @@ def pixel_scores(truth: Mask, found: Mask) -> dict[str, float]:
     }
 
 
-def class_dice(truth: npt.NDArray[np.integer], found: npt.NDArray[np.integer]) -> dict[int, float]:
-    """Return Dice of each class of two (H, W) images of classes, for the classes above 0 that occur in either.
+def class_dice(
+    truth: npt.NDArray[np.integer], found: npt.NDArray[np.integer], classes: Collection[int]
+) -> dict[int, float]:
+    """Return Dice of each of the classes, which are above 0, in two (H, W) images of classes.
 
-    Background is not a class: counted as one it hides all the others. Empty images give an empty dict.
+    Background is not a class: counted as one it hides all the others.
     """
     check_shapes(truth, found)
-    size = int(max(np.max(truth, initial=0), np.max(found, initial=0))) + 1
+    size = int(max(np.max(truth, initial=0), np.max(found, initial=0), *classes, 0)) + 1
     counts = _crossed(truth, found, size)
     sums = counts.sum(axis=0) + counts.sum(axis=1)
-    return {k: 2 * int(counts[k, k]) / int(sums[k]) for k in range(1, size) if sums[k]}
+    return {k: ratio(2 * int(counts[k, k]), int(sums[k]), 1.0) for k in classes}
 
 
 def probability_histogram(truth: Mask, probability: npt.NDArray[np.uint8]) -> Counts:

@@ -16,7 +16,6 @@ class Batch:
     distance: (n, [Z,] S, S) float 0..1, to the border of each nucleus, 1 at its deepest pixel; 0 where it is not known.
     has_distance: (n,) float, 1 where touching nuclei are told apart, so that the distance is known, else 0.
     types: (n, [Z,] S, S) int64, 0 background, 1..K classes, -1 not known, which losses leave out.
-    has_types: (n,) float, 1 where classes are known, else 0; then all types are -1.
     """
 
     pixels: torch.Tensor
@@ -24,9 +23,8 @@ class Batch:
     distance: torch.Tensor
     has_distance: torch.Tensor
     types: torch.Tensor
-    has_types: torch.Tensor
 
     def to(self, dtype: torch.dtype) -> Self:
         """Return it with floats of another precision."""
-        floats = ("pixels", "foreground", "distance", "has_distance", "has_types")
+        floats = ("pixels", "foreground", "distance", "has_distance")
         return replace(self, **{name: getattr(self, name).to(dtype) for name in floats})

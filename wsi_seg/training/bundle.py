@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from wsi_seg.architectures import encoder_of
 from wsi_seg.bundles import SPEC_FILE, find_bundle, read_bundle
 from wsi_seg.config import ModelSpec, Preprocessing, Weights, check
-from wsi_seg.errors import ModelError, OutputError
+from wsi_seg.errors import ModelError, OutputError, UsageError
 from wsi_seg.files import replacing
 from wsi_seg.nets import preprocessing_of
 from wsi_seg.stain.normaliser import read_target
@@ -26,17 +26,14 @@ _WEIGHTS_FILE = "weights.safetensors"
 
 def write_bundle(recipe: Recipe, weights: dict[str, torch.Tensor], progress: Progress, out: Path) -> Path:
     """Write weights (half precision, batch-norm statistics in full), model.yaml and CARD.md into `out`; return it."""
-    temporary = out / f".{_WEIGHTS_FILE}.tmp"
+    data = save({name: _stored(name, value) for name, value in weights.items()})
     try:
-        save_file({name: _stored(name, value) for name, value in weights.items()}, temporary)
-        temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
-        with temporary.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        temporary.rename(out / _WEIGHTS_FILE)
-        write_spec(spec_of(recipe, sha256), out)
+        with replacing(out / _WEIGHTS_FILE) as file:
+            file.write(data)
+        write_spec(spec_of(recipe, hashlib.sha256(data).hexdigest()), out)
         with replacing(out / "CARD.md") as file:
             file.write(_card(recipe, progress, out).encode())
-    except (OSError, RuntimeError) as error:  # safetensors' own error is of the latter kind
+    except OSError as error:
         raise OutputError(
             f"{out}: the bundle cannot be written ({error}); the checkpoint is kept: make room and run it again"
         ) from error
@@ -87,7 +84,13 @@ def _encoder_start(recipe: Recipe) -> list[str]:
 
 def _stored(name: str, value: torch.Tensor) -> torch.Tensor:
     value = value.detach().cpu().contiguous()
-    return value.half() if value.is_floating_point() and "running_" not in name else value
+    stored = value.half() if value.is_floating_point() and "running_" not in name else value
+    if not torch.isfinite(stored).all():
+        raise UsageError(
+            f"weights {name}: their largest value is {value.abs().max():g}, which is not finite as a bundle stores it, "
+            f"in {stored.dtype}; train again with a lower schedule.learning_rate or a lower schedule.clip"
+        )
+    return stored
 
 
 def _card(recipe: Recipe, progress: Progress, out: Path) -> str:
@@ -115,8 +118,11 @@ def _measured(recipe: Recipe, progress: Progress, out: Path) -> list[str]:
     scores = {
         name: value for name, value in rows[0].items() if name not in ("step", "epoch", "loss") and value == value
     }
+    unlearned = "were not trained on"
+    if recipe.init_from is not None:
+        unlearned = "this training has not learned from, but its start may have"
     return [
-        "Validation, on images that were not trained on (`split.csv`); the step with the best "
+        f"Validation, on images that {unlearned} (`split.csv`); the step with the best "
         f"{rule.metric}, {progress.best_step}, was chosen by it, so it is rather too good:",
         "",
         "| " + " | ".join(scores) + " |",

@@ -83,8 +83,7 @@ class Crops:
             foreground=inside.float(),
             distance=maps[:, 4] / 255 * inside,
             has_distance=has_distance,
-            types=_types(kinds, inside, has_types),
-            has_types=has_types,
+            types=known_types(kinds, inside, has_types),
         )
 
     def _window(self, rng: np.random.Generator) -> _Window:
@@ -144,10 +143,10 @@ def mirrored(at: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     return torch.minimum(folded, period - folded) - 0.5
 
 
-def _types(kinds: torch.Tensor, inside: torch.Tensor, has_types: torch.Tensor) -> torch.Tensor:
+def known_types(kinds: torch.Tensor, inside: torch.Tensor, has_types: torch.Tensor) -> torch.Tensor:
     """Return the classes; not known at the rim of a nucleus, where its edge and that of its class differ by a pixel."""
     known = torch.where(inside, torch.where((kinds == 0) | (kinds == UNKNOWN), -1, kinds), 0)
-    return torch.where(has_types[:, None, None] > 0, known, -1)
+    return torch.where(has_types.view(-1, *[1] * (kinds.dim() - 1)) > 0, known, -1)
 
 
 def expect_all(classes: Sequence[Sequence[int]], names: Sequence[str], pictures: Sequence[Picture]) -> None:

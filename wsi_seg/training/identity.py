@@ -40,7 +40,10 @@ def identity_of(recipe: Recipe, data: Data) -> dict[str, Any]:
 
 
 def _facts(item: AnyItem) -> list[Any]:
-    return [item.name, item.group, item.mpp, item.instances]
+    facts = [item.name, item.group, item.mpp, item.instances]
+    # a spacing that is not known is left out, as all were before: checkpoints from then still match
+    spacing = item.spacing if isinstance(item, VolumeItem) else None
+    return facts if spacing is None else [*facts, spacing]
 
 
 def _contents(item: AnyItem, recipe: Recipe) -> list[str]:

@@ -67,13 +67,17 @@ def read_picture(
     return Picture(torch.from_numpy(np.stack(planes)), item.instances, types is not None)
 
 
-def distance_map(labels: npt.NDArray[np.integer]) -> Bytes:
-    """Return the distance to each nucleus's border, 255 at its deepest pixel: (H, W) labels -> (H, W) uint8."""
+def distance_map(labels: npt.NDArray[np.integer], sampling: Sequence[float] | None = None) -> Bytes:
+    """Return the distance to each nucleus's border, 255 at its deepest pixel: ([Z,] H, W) labels -> the same, uint8.
+
+    sampling: the side of a pixel along each axis, relative to the others.
+    """
     distance = np.zeros(labels.shape, np.uint8)
+    unpadded = (slice(1, -1),) * labels.ndim
     for label, where in enumerate(ndimage.find_objects(labels), start=1):
         if where is not None:
             inside = labels[where] == label
-            depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+            depth = ndimage.distance_transform_edt(np.pad(inside, 1), sampling)[unpadded]
             distance[where][inside] = np.round(255 * depth[inside] / depth.max()).astype(np.uint8)
     return distance
 

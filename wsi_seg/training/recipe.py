@@ -14,6 +14,7 @@ from wsi_seg.config import NetworkSpec, Preprocessing, Strict, check, read_yaml
 from wsi_seg.errors import UsageError
 from wsi_seg.training.augmentation import Augmentation
 from wsi_seg.training.volume_crops import VolumeAugmentation
+from wsi_seg.volume_dataset import SPACING_RANGE
 
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -40,7 +41,7 @@ class Source(Strict):
     split: of the dataset's splits.csv, see `wsi-seg prepare --split`; without it all images.
     only, without: groups to take, and to leave out. limit: so many images at most, evenly chosen.
     pairs: of volumes and their labels, files below the path, where it is not a dataset of volumes.
-    spacing: micrometres from slice to slice of these.
+    spacing: micrometres from slice to slice of volumes, where items.csv does not say.
     """
 
     path: str
@@ -53,7 +54,7 @@ class Source(Strict):
     without: tuple[str, ...] = ()
     limit: int | None = Field(None, gt=0)
     pairs: tuple[tuple[str, str], ...] = ()
-    spacing: Positive | None = None
+    spacing: float | None = Field(None, ge=SPACING_RANGE[0], le=SPACING_RANGE[1])
 
 
 class Network(NetworkSpec):
@@ -154,6 +155,7 @@ class Schedule(Strict):
     """How long, how fast, and in which portions.
 
     batch_size: crops in a step, over all workers and portions; accumulate: portions one after another, to save memory.
+    Each portion's losses are means of its own, also of distance and classes, which not all crops may have.
     crop_px: side of a crop; crop_slices: its depth, for volumes.
     curve: one-cycle (Smith and Topin, 2018: up for `warm_up` of the steps, then down as a cosine), cosine (the same
     from `warm_up` on without the slow start), step (times `factor` at each of `drops`), plateau (times `factor` after
@@ -195,6 +197,8 @@ class Schedule(Strict):
             raise ValueError(f"accumulate must divide batch_size; got {self.accumulate} and {self.batch_size}")
         if (self.curve == "step") != bool(self.drops):
             raise ValueError("drops are the steps at which curve: step lowers the rate; give both or neither")
+        if self.freeze and self.freeze.steps >= self.steps:
+            raise ValueError(f"freeze.steps must be below steps, {self.steps}, or the encoder never learns")
         return self
 
 
@@ -210,7 +214,7 @@ class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str
     licence: str
-    seed: int = 1
+    seed: int = Field(1, ge=0, lt=2**32)
     init_from: str | None = None
     network: Network
     stain_norm: str | None = None
@@ -243,8 +247,11 @@ class Recipe(Strict):
         expected = len(self.network.classes) + 1
         if self.losses.class_weights and len(self.losses.class_weights) != expected:
             raise ValueError(f"loss.class_weights must have {expected} values, background first")
-        if self.align_px and dimensions_of(self.network.architecture) == 3:
-            raise ValueError("align_px is for images in H&E, not for volumes")
+        if self.losses.class_weights and not self.losses.ce:
+            raise ValueError("loss.class_weights are those of loss.ce, which has no weight")
+        for key in ("align_px", "stain_norm"):
+            if getattr(self, key) and dimensions_of(self.network.architecture) == 3:
+                raise ValueError(f"{key} is for images in H&E, not for volumes")
         if self.schedule.curve == "plateau" and self.validation is None:
             raise ValueError("schedule.curve plateau looks at validation, which is missing")
         return self
@@ -291,6 +298,7 @@ def read_plan(path: Path, changes: Mapping[str, Any] | None = None) -> Plan:
         where = f"{path}" if len(stages) == 1 else f"{path}: stage {stage['name']}"
         recipes.append(check(Recipe, merged(merged(values, stage), changes), where))
         check_sizes(recipes[-1], where)
+        _check_sources(recipes[-1], where)
     names = [recipe.name for recipe in recipes]
     if len({*names, *_FOLDERS}) < len(names) + len(_FOLDERS):
         raise UsageError(
@@ -303,14 +311,34 @@ def check_sizes(recipe: Recipe, where: str) -> None:
     """Raise UsageError unless crops and tiles suit the network."""
     network, schedule = recipe.network, recipe.schedule
     check_sides(network, {"network.tile_px": network.tile_px, "schedule.crop_px": schedule.crop_px}, where)
+    *_, stride = stride_of(network.architecture, network.encoder, network.options)
+    if schedule.batch_size == schedule.accumulate and schedule.crop_px == stride:
+        raise UsageError(
+            f"{where}: one crop of {stride} px at a time leaves batch norm a single value; use larger crops, or "
+            "a lower schedule.accumulate"
+        )
     if (dimensions_of(network.architecture) == 3) != (schedule.crop_slices is not None):
         raise UsageError(f"{where}: schedule.crop_slices is for architectures of volumes, which need it")
+    for slot in recipe.augmentation.slots():
+        if (least := slot.operation.least_px()) > schedule.crop_px:
+            fact = f"as it is set needs crops of {least} px or more, and schedule.crop_px is {schedule.crop_px}"
+            raise UsageError(f"{where}: augmentation.{slot.name} {fact}; change either")
     if recipe.test and dimensions_of(network.architecture) == 3:
         raise UsageError(f"{where}: test is for images; score volumes as `validation`")
     if schedule.crop_slices is not None:
         depth = stride_of(network.architecture, network.encoder, network.options)[0]
         if schedule.crop_slices % depth:
             raise UsageError(f"{where}: schedule.crop_slices must be a multiple of {depth}; got {schedule.crop_slices}")
+
+
+def _check_sources(recipe: Recipe, where: str) -> None:
+    """Raise UsageError where what is said of volumes is said to a network of images, which would not read it."""
+    name, rule = recipe.network.architecture, recipe.validation
+    sources = (*recipe.train, *(rule.sources if rule else ()), *recipe.test)
+    for source in sources if dimensions_of(name) == 2 else ():
+        if source.pairs or source.spacing is not None:
+            fact = f"pairs and spacing are of volumes, and {name} is for images"
+            raise UsageError(f"{where}: {source.path}: {fact}; leave them out, or choose an architecture of volumes")
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from wsi_seg.architectures import dimensions_of
@@ -19,6 +20,7 @@ from wsi_seg.prepare import Facts, group_of, prepare
 from wsi_seg.splits import Member, by_fold, by_ratio, check, in_split
 from wsi_seg.training.recipe import Recipe, Source, Validation
 from wsi_seg.volume_dataset import VolumeItem, open_pairs, open_volumes
+from wsi_seg.volumes.preparing import prepare_volumes
 
 AnyItem = Item | VolumeItem
 Sources = list[tuple[list[AnyItem], float]]  # images or volumes, and the share of the crops that comes from them
@@ -51,6 +53,12 @@ def gather(recipe: Recipe, data_root: Path, prepared: Path) -> Data:
             f"train: {untyped[0]} has no types/, without which head multiclass learns nothing; leave it out, or "
             "choose head types, which also learns from what is nucleus"
         )
+    told_apart = any(item.instances for items, _ in train for item in items)
+    if recipe.losses.distance and recipe.init_from is None and not told_apart:
+        raise UsageError(
+            f"train: no source tells touching nuclei apart, so head {recipe.network.head} could not learn to; give one "
+            "with labels/, or choose head binary"
+        )
     rule, held = recipe.validation, []
     if rule is not None and rule.sources:
         held = opened(rule.sources)
@@ -81,15 +89,14 @@ def members(data: Data) -> list[Member]:
     return [Member(_key(item), _group(item), split) for split, items in parts.items() for item in items]
 
 
-def check_test(test: Sequence[AnyItem], data: Data, stage: str) -> None:
-    """Raise UsageError where images that a recipe is tested on, or others of their groups, made a stage's weights."""
-    used = [*data.learned, *data.validation]
-    seen = {_group(item) for item in used}, {_key(item) for item in used}
-    for item in test:
-        if _group(item) in seen[0] or _key(item) in seen[1]:
+def check_unseen(what: str, items: Sequence[AnyItem], used: Sequence[AnyItem], stage: str) -> None:
+    """Raise UsageError where images to be scored, or others of their groups, are of those that a stage has used."""
+    groups, keys = {_group(item) for item in used}, {_key(item) for item in used}
+    for item in items:
+        if _group(item) in groups or _key(item) in keys:
             raise UsageError(
-                f"test: stage {stage} learns from {_key(item)}, or from others of its group {item.group!r}; leave the "
-                "group out of one of the two"
+                f"{what}: stage {stage} learns from {_key(item)}, or from others of its group {item.group!r}; leave "
+                "the group out of one of the two"
             )
 
 
@@ -140,7 +147,7 @@ def open_source(source: Source, data_root: Path, prepared: Path, volumes: bool) 
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder; is --data-root right?")
     if source.prepare is not None:
-        folder = _prepared(source, folder, prepared)
+        folder = _prepared(source, folder, prepared, volumes)
     items = in_split(_opened(source, folder, volumes), folder, source.split)
     if source.group_from is not None:
         items = [replace(item, group=group_of(item.name, source.group_from)) for item in items]
@@ -153,24 +160,26 @@ def _opened(source: Source, folder: Path, volumes: bool) -> list[AnyItem]:
     if not volumes:
         return [*open_dataset(folder, source.mpp)]
     if not source.pairs:
-        return [*open_volumes(folder, source.mpp)]
+        return [*open_volumes(folder, source.mpp, source.spacing)]
     if source.mpp is None:
         raise UsageError(f"{folder}: the mpp of its volumes is not known and not guessed; give it beside `pairs`")
     return [*open_pairs(folder, source.pairs, source.mpp, source.spacing)]
 
 
-def _prepared(source: Source, folder: Path, prepared: Path) -> Path:
+def _prepared(source: Source, folder: Path, prepared: Path, volumes: bool) -> Path:
     """Return the dataset made of a source in another form; made once for each way to make it and state of its files."""
     assert source.prepare is not None
     settings = source.prepare.model_dump(mode="json")
     images, annotations = folder / source.prepare.images, folder / source.prepare.annotations
     files = [_stamps(images), _stamps(annotations)]
-    told = json.dumps([str(folder.absolute()), settings, source.mpp, files], sort_keys=True)
-    out = prepared / f"{Path(source.path).name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    told = [str(folder.absolute()), settings, source.mpp, files, *([source.spacing] if volumes else [])]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    out = prepared / f"{Path(source.path).name}-{digest[:8]}"
     if not out.exists():
         prepared.mkdir(parents=True, exist_ok=True)
         options = source.prepare.options.model_copy(update={"mpp": source.prepare.options.mpp or source.mpp})
-        prepare(images, annotations, out, form=source.prepare.form, options=options, facts=Facts(source=source.path))
+        make = partial(prepare_volumes, spacing=source.spacing) if volumes else prepare
+        make(images, annotations, out, form=source.prepare.form, options=options, facts=Facts(source=source.path))
     return out
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from wsi_seg.architectures import encoder_of
 from wsi_seg.backends import DeviceChoice, choose_device
 from wsi_seg.bundles import SPLIT_FILE, find_bundle, read_bundle
+from wsi_seg.config import Preprocessing
 from wsi_seg.dataset import Item
 from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.evaluation.comparison import compare_into
@@ -22,13 +23,13 @@ from wsi_seg.evaluation.tools import Result, run_model
 from wsi_seg.files import replacing
 from wsi_seg.nets import encoder_parameters, load_weights, stride_of
 from wsi_seg.stain.normaliser import read_target
-from wsi_seg.training.bundle import write_spec
+from wsi_seg.training.bundle import preprocessing_of_recipe, write_spec
 from wsi_seg.training.checkpoint import FILE as CHECKPOINT
 from wsi_seg.training.checkpoint import load
 from wsi_seg.training.learner import differs, make_network
 from wsi_seg.training.loop import STOP_FILE, check_portions, make_folder, train
 from wsi_seg.training.recipe import Plan, Recipe, read_plan
-from wsi_seg.training.sources import check_test, gather
+from wsi_seg.training.sources import Data, check_unseen, gather
 
 Tell = Callable[[str], None]
 _BESIDE = ("weights.safetensors", "curves.png", "metrics.csv", "loss.csv", SPLIT_FILE)
@@ -106,7 +107,9 @@ def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[It
         check_portions(recipe, where.workers)
         earlier = [str(folders[before.name]) for before in plan.stages[:number]]
         if recipe.init_from in earlier:
-            _expect_same_make(recipe, plan.stages[earlier.index(str(recipe.init_from))])
+            start = plan.stages[earlier.index(str(recipe.init_from))]
+            _expect_same_make(recipe, start)
+            _expect_same_preprocessing(recipe, start.name, preprocessing_of_recipe(start))
         elif recipe.init_from is not None:
             bundle = find_bundle(recipe.init_from)
             load_weights(
@@ -115,6 +118,7 @@ def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[It
                 into=recipe.network,
                 remake_head=differs(bundle.spec, recipe),
             )
+            _expect_same_preprocessing(recipe, recipe.init_from, bundle.spec.preprocessing)
         if recipe.network.encoder_weights or recipe.schedule.freeze:
             network = make_network(recipe)
             if recipe.schedule.freeze:
@@ -123,8 +127,13 @@ def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[It
             read_target(recipe.stain_norm)
         found.append(gather(recipe, where.data_root, where.prepared))
     test = found[-1].test
+    begun_with: dict[str, list[tuple[str, Data]]] = {}  # what made the weights of each stage so far, by its folder
     for recipe, data in zip(plan.stages, found, strict=True):
-        check_test(test, data, recipe.name)
+        check_unseen("test", test, [*data.learned, *data.validation], recipe.name)
+        before = begun_with.get(str(recipe.init_from), [])
+        for name, own in before:
+            check_unseen(f"validation of stage {recipe.name}", data.validation, own.learned, name)
+        begun_with[str(folders[recipe.name])] = [*before, (recipe.name, data)]
     return [item for item in test if isinstance(item, Item)]
 
 
@@ -138,6 +147,28 @@ def _expect_same_make(recipe: Recipe, before: Recipe) -> None:
         raise UsageError(
             f"stage {recipe.name}: init_from {before.name}: that is {makes[1]}, this one {makes[0]}; give both "
             "the same network, or leave init_from out"
+        )
+    head = {"head": recipe.network.head, "classes": recipe.network.classes}  # which is made anew where it differs
+    alike = before.model_copy(update={"network": before.network.model_copy(update=head)})
+    if _shapes(recipe) != _shapes(alike):
+        raise UsageError(
+            f"stage {recipe.name}: init_from {before.name}: with its network.options {before.network.options} the "
+            f"layers are others than with {recipe.network.options}; give both the same"
+        )
+
+
+def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    state = make_network(recipe, encoder_weights=False).state_dict()
+    return {name: tuple(values.shape) for name, values in state.items()}
+
+
+def _expect_same_preprocessing(recipe: Recipe, start: str, theirs: Preprocessing) -> None:
+    """Raise UsageError where the weights that a stage begins with expect other pixels."""
+    own = preprocessing_of_recipe(recipe)
+    if own != theirs:
+        raise UsageError(
+            f"stage {recipe.name}: network.preprocessing is {own.model_dump()}, but the weights of {start} were made "
+            f"with {theirs.model_dump()}; give that"
         )
 
 
@@ -205,8 +236,8 @@ def _copy_bundle(bundle: Path, out: Path, name: str) -> None:
     try:
         for beside in _BESIDE:
             if (bundle / beside).is_file():
-                shutil.copyfile(bundle / beside, out / f".{beside}.tmp")
-                (out / f".{beside}.tmp").rename(out / beside)
+                with (bundle / beside).open("rb") as file, replacing(out / beside) as copy:
+                    shutil.copyfileobj(file, copy)
         card = (bundle / "CARD.md").read_text(encoding="utf-8").removeprefix(f"# {spec.name}\n")
         with replacing(out / "CARD.md") as file:
             file.write(f"# {name}\n\nStage {bundle.name} of its recipe.\n{card}".encode())
@@ -230,11 +261,14 @@ def _test(plan: Plan, bundles: Mapping[str, Path], items: Sequence[Item], where:
     if len(folders) > 1:
         comparison = compare_into(out, folders, lambda model: _scored(model, items, where), items)
         means = {name: summary.overall for name, summary in comparison.summaries.items()}
+        warnings = comparison.facts["warnings"]
     else:
-        _, summary, _ = evaluate_into(
+        _, summary, facts = evaluate_into(
             out, lambda seen: run_model(folders[0], items, where.scoring_device, seen), items, _silent
         )
-        means = {plan.name: summary.overall}
+        means, warnings = {plan.name: summary.overall}, facts["warnings"]
+    for warning in warnings:
+        tell(f"warning: {warning}")
     for name, scores in means.items():
         shown = "  ".join(f"{key} {scores[key].mean:.3f}" for key in ("aji", "pq", "dice", "iou") if key in scores)
         tell(f"test, {name}: {shown}")

@@ -14,16 +14,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from pydantic import Field, model_validator
-from scipy import ndimage
 from torch.nn import functional
 
 from wsi_seg.training.augmentation import Augmentation, Drawn, sampling_field
 from wsi_seg.training.batch import Batch
-from wsi_seg.training.crops import expect_all, mirrored
-from wsi_seg.training.pictures import UNKNOWN, Picture, class_table, resized
+from wsi_seg.training.crops import expect_all, known_types, mirrored
+from wsi_seg.training.pictures import UNKNOWN, Picture, class_table, distance_map, resized
 from wsi_seg.volume_dataset import VolumeItem, scale_grey
-
-Bytes = npt.NDArray[np.uint8]
 
 _TRIES = 500  # to hit an object; a volume without any is then taken anywhere
 # they see red, green and blue, where a crop of a volume has its slices
@@ -105,15 +102,12 @@ class VolumeCrops:
         grey = self._augmentation.coloured(planes[:, 0] / 255, [window.drawn for window in windows])
         inside, kinds = planes[:, 1] > 127.5, planes[:, 3].long()
         has_types = torch.tensor([float(window.stack.has_types) for window in windows], device=device)
-        # at the rim of an object its edge and that of its class may differ by a pixel
-        known = torch.where(inside, torch.where((kinds == 0) | (kinds == UNKNOWN), -1, kinds), 0)
         return Batch(
             pixels=grey[:, None] * 255,
             foreground=inside.float(),
             distance=planes[:, 2] / 255 * inside,
             has_distance=torch.tensor([float(window.stack.has_distance) for window in windows], device=device),
-            types=torch.where(has_types.view(-1, 1, 1, 1) > 0, known, -1),
-            has_types=has_types,
+            types=known_types(kinds, inside, has_types),
         )
 
     def _window(self, rng: np.random.Generator) -> _Window:
@@ -169,27 +163,14 @@ def _read(item: VolumeItem, mpp: float, classes: Sequence[Sequence[int]]) -> Pic
     """Read an annotated volume and bring its slices to `mpp`.
 
     Its planes are (4, Z, H, W): grey, object (0 or 255), distance (255 at the deepest voxel), class.
+    Distances are physical, or counted in voxels where the spacing is unknown.
     """
     labels, types = item.read_labels(), item.read_types() if classes else None
-    distance = distance_map(labels, item.mpp, item.spacing) if item.instances else np.zeros(labels.shape, np.uint8)
+    sampling = None if item.spacing is None else (item.spacing / item.mpp, 1.0, 1.0)
+    distance = distance_map(labels, sampling) if item.instances else np.zeros(labels.shape, np.uint8)
     objects = np.where(labels > 0, 255, 0).astype(np.uint8)
     kinds = np.where(labels > 0, UNKNOWN if types is None else class_table(classes)[types], 0).astype(np.uint8)
     factor, nearest = item.mpp / mpp, Image.Resampling.NEAREST
     planes = [[resized(z, factor) for z in stack] for stack in (scale_grey(item.read_volume()), objects, distance)]
     planes.append([resized(z, factor, nearest) for z in kinds])
     return Picture(torch.from_numpy(np.array(planes)), item.instances, types is not None)
-
-
-def distance_map(labels: npt.NDArray[np.int32], mpp: float, spacing: float | None) -> Bytes:
-    """Return the distance to each object's border, 255 at its deepest voxel: (Z, H, W) labels -> (Z, H, W) uint8.
-
-    mpp, spacing: micrometres per voxel; distances are physical, or counted in voxels where the spacing is unknown.
-    """
-    sampling = (1.0 if spacing is None else spacing / mpp, 1.0, 1.0)
-    distance = np.zeros(labels.shape, np.uint8)
-    for label, where in enumerate(ndimage.find_objects(labels), start=1):
-        if where is not None:
-            inside = labels[where] == label
-            depth = ndimage.distance_transform_edt(np.pad(inside, 1), sampling)[1:-1, 1:-1, 1:-1]
-            distance[where][inside] = np.round(255 * depth[inside] / depth.max()).astype(np.uint8)
-    return distance

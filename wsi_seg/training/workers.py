@@ -110,11 +110,20 @@ class SharedBatchNorm(nn.Module):
     def __init__(self, norm: BatchNorm, team: Team) -> None:
         super().__init__()
         self.weight, self.bias, self.eps, self.momentum = norm.weight, norm.bias, norm.eps, norm.momentum
-        for name, buffer in norm.named_buffers():
+        for name, buffer in norm.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
+        # timm's batch norm has the dropping and the activation that follow it as parts of its own
+        for name, child in norm.named_children():
+            self.add_module(name, child)
         self._team = team
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
+        values = self._normalised(values)
+        for child in self.children():
+            values = child(values)
+        return values
+
+    def _normalised(self, values: torch.Tensor) -> torch.Tensor:
         if not self.training:
             mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
             return functional.batch_norm(values, mean, variance, self.weight, self.bias, eps=self.eps)
@@ -180,5 +189,5 @@ class AlikeDraws(TorchFunctionMode):
             return values
         whole = func is functional.dropout
         shape = values.shape if whole else (*values.shape[:2], *[1] * (values.dim() - 2))
-        kept = self._rand((list(shape),), {"device": values.device, "dtype": values.dtype}) >= p
+        kept = self._rand((list(shape),), {"device": values.device}) >= p  # bf16 has 256 steps
         return values * kept / (1 - p)

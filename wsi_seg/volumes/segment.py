@@ -79,6 +79,7 @@ def _at_mpp(grey: Bytes, volume: Volume, mpp: float, allow_upsampling: bool) -> 
 def _by_slices(stack: Bytes, mpp: float, volume: Volume, maps: MapSource, watch: Stopwatch) -> Found:
     """Segment each slice as a run does a slide, then put the slices together."""
     rules, head = maps.network.spec.separation, maps.network.spec.head
+    all_sizes = rules.model_copy(update={"min_area_um2": 0.0})  # an object's ends are small sections of it
     masks = np.zeros(stack.shape, np.bool_)
     classes = np.zeros(stack.shape, np.uint8)
     sections: list[Labels] = []
@@ -91,7 +92,7 @@ def _by_slices(stack: Bytes, mpp: float, volume: Volume, maps: MapSource, watch:
                 masks[z] = foreground(seen.probability, rules)
             else:
                 whole = Box(0, 0, section.shape[1], section.shape[0])
-                sections.append(separate(seen.probability, seen.distance, whole, rules, mpp).labels)
+                sections.append(separate(seen.probability, seen.distance, whole, all_sizes, mpp).labels)
     told_apart = classes if classes.any() else None
     with watch("separate"):
         return (link(sections, stack.shape) if sections else components(masks, told_apart)), told_apart

@@ -65,6 +65,10 @@ class Operation(Strict):
             return value
         return {next(name for name in cls.model_fields if name != "p"): value}
 
+    def least_px(self) -> int:
+        """Return the smallest side of a crop that it can be done to."""
+        return 1
+
     @model_validator(mode="before")
     @classmethod
     def _spell_out(cls, value: Any) -> Any:  # noqa: ANN401

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from wsi_seg.stain import STAINS
 from wsi_seg.training.augmentation.base import Amounts, Factors, Photometric, Range, draw_factor, each
 
 _LUMA = (0.299, 0.587, 0.114)
+_Normal = tuple[float, Annotated[float, Field(ge=0)]]  # a mean and a standard deviation
 _MOST_GAIN = 2.0  # of contrast: more would make glass coloured noise
 
 
@@ -42,8 +43,8 @@ class RandStainNA(Photometric):
     """
 
     share: Amounts = (0.5, 1.0)
-    mean: tuple[tuple[float, float], ...] = Field(((56.5, 11.0), (26.9, 6.9), (-12.2, 4.5)), min_length=3, max_length=3)
-    spread: tuple[tuple[float, float], ...] = Field(((17.9, 4.1), (8.9, 2.1), (7.6, 1.1)), min_length=3, max_length=3)
+    mean: tuple[_Normal, ...] = Field(((56.5, 11.0), (26.9, 6.9), (-12.2, 4.5)), min_length=3, max_length=3)
+    spread: tuple[_Normal, ...] = Field(((17.9, 4.1), (8.9, 2.1), (7.6, 1.1)), min_length=3, max_length=3)
 
     def draw(self, rng: np.random.Generator) -> tuple[float, ...]:
         means = [rng.normal(*of) for of in self.mean]
@@ -131,6 +132,9 @@ class Clahe(Photometric):
 
     def draw(self, rng: np.random.Generator) -> tuple[float, ...]:
         return (rng.uniform(*self.limit),)
+
+    def least_px(self) -> int:
+        return self.tiles + 1  # a tile has two pixels or more, some of them mirrored
 
     def apply(self, rgb: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         luma = sum(weight * rgb[:, k : k + 1] for k, weight in enumerate(_LUMA))

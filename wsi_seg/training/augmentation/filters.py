@@ -30,8 +30,11 @@ class Blur(Photometric):
     def draw(self, rng: np.random.Generator) -> tuple[float, ...]:
         return (rng.uniform(*self.sigma),)
 
+    def least_px(self) -> int:
+        return int(np.ceil(3.3 * self.sigma[1])) + 1  # the crop is mirrored at its edges
+
     def apply(self, rgb: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        width = 2 * int(np.ceil(3.3 * self.sigma[1])) + 1
+        width = 2 * self.least_px() - 1
         sigma = drawn[:, :1].to(device=rgb.device, dtype=rgb.dtype).clamp(min=0.05)  # below, a pixel is itself
         return gaussian_blur2d(rgb, (width, width), sigma.expand(-1, 2))
 
@@ -40,6 +43,9 @@ class BoxBlur(Photometric):
     """Blur by the mean of a square. px: its side, odd."""
 
     px: Width = 3
+
+    def least_px(self) -> int:
+        return self.px // 2 + 1
 
     def apply(self, rgb: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         return box_blur(rgb, (self.px, self.px))

@@ -133,7 +133,7 @@ class Augmentation(Operations):
         if not isinstance(values, Mapping):
             return values
         name = values.get("preset", DEFAULT_PRESET)
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}{suggest(str(name), PRESETS)}")
         base = PRESETS[name]
         return {**base, **{key: _changed(key, base.get(key), value) for key, value in values.items()}}
