@@ -83,6 +83,20 @@ def test_16_bits_in_colour_are_refused(folder: Path) -> None:
         open_dataset(folder, mpp=0.25)
 
 
+def test_8_bits_are_no_more_wherever_they_lie_in_their_file(folder: Path) -> None:
+    """What decodes a TIFF is told an offset too, which may have a 16 in it."""
+    (folder / "images" / "a.png").unlink()
+    path, rng = folder / "images" / "a.tif", np.random.default_rng(0)
+    for _ in range(1000):
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(path, compression="tiff_lzw")
+        with Image.open(path) as image:
+            if "16" in str(image.tile[0][3]):
+                break
+    else:
+        pytest.fail("no such offset")
+    assert open_dataset(folder, mpp=0.25)[0].read_image().shape == (20, 30, 3)
+
+
 def test_items_csv_of_excel_is_read(folder: Path) -> None:
     (folder / "items.csv").write_text("name,group\na,Müller\n", encoding="utf-8-sig")
     assert open_dataset(folder, mpp=0.25)[0].group == "Müller"

@@ -246,12 +246,12 @@ def test_curves_run_from_nothing_to_everything() -> None:
 
 def test_dice_of_classes_leaves_background_out() -> None:
     truth, found = row(0, 0, 1, 1, 2), row(0, 1, 1, 1, 4)
-    assert metrics.class_dice(truth, found, [1, 2, 4]) == pytest.approx({1: 0.8, 2: 0.0, 4: 0.0})
+    assert metrics.class_overlap(truth, found, [1, 2, 4]) == {1: (4, 5), 2: (0, 1), 4: (0, 1)}
 
 
 def test_a_class_that_is_in_neither_image_is_perfect() -> None:
-    assert metrics.class_dice(EMPTY, ONE, [2, 3]) == {2: 1.0, 3: 0.0}
-    assert metrics.class_dice(EMPTY, ONE, []) == {}
+    assert metrics.class_overlap(EMPTY, ONE, [2, 3]) == {2: (0, 0), 3: (0, 2)}
+    assert metrics.class_overlap(EMPTY, ONE, []) == {}
     found = metrics.class_detection(EMPTY, EMPTY, ONE, ONE, [2, 3])
     assert (found[2].f1, found[3].f1) == (1.0, 0.0)
 
@@ -268,7 +268,7 @@ def test_a_nucleus_is_of_the_class_of_most_of_its_pixels() -> None:
     "score",
     [
         *(metrics.aji, metrics.panoptic, metrics.centroid_detection, metrics.pixel_scores),
-        lambda truth, found: metrics.class_dice(truth, found, [1]),
+        lambda truth, found: metrics.class_overlap(truth, found, [1]),
         lambda truth, found: metrics.class_detection(truth, truth, found, found, [1]),
     ],
 )

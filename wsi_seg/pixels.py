@@ -20,6 +20,11 @@ def rgb_of(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 def depth_problem(image: Image.Image) -> str:
     """Return why a picture of more than 8 bits, which Pillow would clip, is refused, else ""; before it is decoded."""
-    if image.mode in _EIGHT_BIT and not any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+    if image.mode in _EIGHT_BIT and not any("16" in _raw_mode(tile[3]) for tile in getattr(image, "tile", ())):
         return ""
     return f"has more than 8 bits per channel (Pillow mode {image.mode}); scale it to 8 bits first"
+
+
+def _raw_mode(arguments: object) -> str:
+    """Return how the values of a part of a file are laid out, such as RGB;16B; its decoder may be told more."""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)

@@ -27,7 +27,7 @@ from PIL import Image
 
 from wsi_seg.annotations.base import Form, Labels, Options, Types
 from wsi_seg.annotations.forms import FORMS, read_annotation
-from wsi_seg.annotations.pictures import TIFFS, read_rgb, read_tiff
+from wsi_seg.annotations.pictures import TIFFS, read_rgb
 from wsi_seg.annotations.statistics import Row, class_names, kinds_of, tabulate
 from wsi_seg.annotations.volumes import agreement, read_masks
 from wsi_seg.config import StainProfile
@@ -36,6 +36,7 @@ from wsi_seg.errors import OutputError, UsageError, suggest
 from wsi_seg.sheet import Cell, colour_of, draw_sheet
 from wsi_seg.splits import by_ratio, write_splits
 from wsi_seg.stain.normaliser import Normaliser
+from wsi_seg.tiffs import read_tiff
 from wsi_seg.volume_dataset import scale_grey
 
 log = logging.getLogger("wsi_seg")

@@ -8,8 +8,7 @@ DATA/items.csv                optional: as of images, and spacing, the micrometr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from scipy import ndimage
 
 from wsi_seg.dataset import ITEM_COLUMNS, mpp_of, read_facts
 from wsi_seg.errors import UsageError
+from wsi_seg.tiffs import read_tiff, reading_tiff
 
 VOLUME_SUFFIXES = (".tif", ".tiff")
 VOLUME_COLUMNS = (*ITEM_COLUMNS, "spacing")
@@ -50,18 +50,18 @@ class VolumeItem:
 
     def read_volume(self) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
         """Return (Z, H, W) uint8 or uint16, as it is in the file; see `scale_grey`."""
-        return read_stack(self.volume)
+        return read_tiff(self.volume)
 
     def read_labels(self) -> npt.NDArray[np.int32]:
         """Return (Z, H, W) int32; components of a binary mask get a number each."""
-        values = read_stack(self.labels)
+        values = read_tiff(self.labels)
         if self.instances:
             return values.astype(np.int32)
         return np.asarray(ndimage.label(values > 0)[0], np.int32)
 
     def read_types(self) -> npt.NDArray[np.uint8] | None:
         """Return (Z, H, W) uint8 classes, None where there are none."""
-        return None if self.types is None else read_stack(self.types).astype(np.uint8)
+        return None if self.types is None else read_tiff(self.types).astype(np.uint8)
 
 
 def open_volumes(folder: str | Path, mpp: float | None = None, spacing: float | None = None) -> list[VolumeItem]:
@@ -107,22 +107,6 @@ def scale_grey(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     scaled = (values.astype(np.float32) - low) * (255 / max(high - low, 1e-6))
     grey: npt.NDArray[np.uint8] = np.clip(scaled, 0, 255).round().astype(np.uint8)
     return grey
-
-
-def read_stack(path: Path) -> npt.NDArray[Any]:
-    """Return all of a TIFF, in its own type."""
-    with _reading(path):
-        return np.asarray(tifffile.imread(path))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Raise UsageError for whatever tifffile and its codecs raise: for a damaged file that may be anything."""
-    try:
-        yield
-    except Exception as error:
-        fact = f"cannot be read ({type(error).__name__}: {error})"
-        raise UsageError(f"{path}: {fact}; expected a whole TIFF: check that the copy is whole") from error
 
 
 def _find(root: Path, volume: Path, facts: Mapping[str, str], mpp: float | None, spacing: float | None) -> VolumeItem:
@@ -178,7 +162,7 @@ def _beside(root: Path, kind: str, volume: Path) -> Path | None:
 
 def _shape(path: Path) -> Shape:
     """Return (Z, H, W) by the file's header alone."""
-    with _reading(path), tifffile.TiffFile(path) as file:
+    with reading_tiff(path), tifffile.TiffFile(path) as file:
         series = file.series[0]
         shape, axes, dtype = series.shape, series.axes, series.dtype
     if len(shape) != 3 or axes[1:] != "YX" or dtype not in (np.uint8, np.uint16):

@@ -23,7 +23,7 @@ from wsi_seg.errors import UsageError
 from wsi_seg.evaluation.comparison import compare_into, short_names
 from wsi_seg.evaluation.plots import draw_curves
 from wsi_seg.evaluation.scoring import METRICS, Row
-from wsi_seg.evaluation.tools import Result, check_tool
+from wsi_seg.evaluation.tools import Result, check_tool, run_labels
 
 
 def run(*arguments: str | float | Path) -> str:
@@ -162,9 +162,27 @@ def test_a_class_that_one_tool_invents_counts_against_it_alone(made: Path) -> No
     (made / "classes.csv").write_text("type,name\n1,stroma\n2,tumor\n3,rare\n")
     shown = lines_of(run(right, wrong, "--data", with_types(made, truth)))
     for score in ("Dice", "F1"):
-        assert [cell[:5] for cell in shown[f"{score}, class 1"]] == ["1.000", "0.167", "-0.83"]
-        assert [cell[:5] for cell in shown[f"{score}, class 2"]] == ["1.000", "0.167", "-0.83"]
-        assert [cell[:5] for cell in shown[f"{score}, class 3"]] == ["1.000", "1.000", "+0.00"]
+        assert [cell[:5] for cell in shown[f"{score}, stroma"]] == ["1.000", "0.167", "-0.83"]
+        assert [cell[:5] for cell in shown[f"{score}, tumor"]] == ["1.000", "0.167", "-0.83"]
+        assert [cell[:5] for cell in shown[f"{score}, rare"]] == ["1.000", "1.000", "+0.00"]
+
+
+def test_labels_have_the_classes_that_the_dataset_names(made: Path) -> None:
+    """So they can be compared with those of a model that calls its classes the same."""
+    types = {item.name: np.minimum(item.read_labels(), 1).astype(np.uint8) for item in open_dataset(made)}
+    with_types(made, types)
+    typed = with_types(shifted(made, 0), types)
+    for table, names in (("1,stroma\n2,tumor\n", ("stroma", "tumor")), ("3,stroma\n", ()), ("1,1\n", ())):
+        (made / "classes.csv").write_text(f"type,name\n{table}")
+        assert run_labels(str(typed), open_dataset(made)).classes == names
+
+
+def test_nuclei_without_any_class_tell_nothing_of_classes(made: Path) -> None:
+    nothing = {item.name: np.zeros((96, 96), np.uint8) for item in open_dataset(made)}
+    (made / "classes.csv").write_text("type,name\n1,stroma\n")
+    with_types(made, nothing)
+    rows = run_labels(str(with_types(shifted(made, 0), nothing)), open_dataset(made)).rows
+    assert not any("_class_" in score for row in rows for score in row.scores)
 
 
 def test_names_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from PIL import Image
 
 from tests.volumes.phantom import ellipsoids, speckled
 from wsi_seg.annotations.base import Options
-from wsi_seg.annotations.pictures import read_tiff
 from wsi_seg.cli.prepare import prepare as command
 from wsi_seg.errors import UsageError
 from wsi_seg.prepare import Facts, prepare
-from wsi_seg.volume_dataset import open_pairs, open_volumes, read_stack, scale_grey
+from wsi_seg.tiffs import read_tiff
+from wsi_seg.volume_dataset import open_pairs, open_volumes, scale_grey
 from wsi_seg.volumes.preparing import prepare_volumes
 
 SHAPE = (8, 40, 48)
@@ -81,7 +81,7 @@ def test_damage_of_a_compressed_volume_is_told_whatever_the_codec_says(folder: P
     whole = path.read_bytes()
     for at in (*range(100), len(whole) - 9):
         path.write_bytes(whole[:at] + b"\0" + whole[at + 1 :])
-        for read in (lambda: open_volumes(folder, 1.0), lambda: read_stack(path), lambda: read_tiff(path)):
+        for read in (lambda: open_volumes(folder, 1.0), lambda: read_tiff(path)):
             try:
                 read()
             except UsageError as error:

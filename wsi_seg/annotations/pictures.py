@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from wsi_seg import dataset
 from wsi_seg.errors import UsageError
+from wsi_seg.tiffs import read_tiff
 
 TIFFS = (".tif", ".tiff")
 PICTURES = (".png", *TIFFS, ".bmp", ".gif", ".jpg", ".jpeg")
@@ -74,12 +74,3 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _read_other(path: Path) -> npt.NDArray[Any]:
     with _opened(path) as image:
         return np.asarray(image)
-
-
-def read_tiff(path: Path) -> npt.NDArray[Any]:
-    """Return all pages of a TIFF, in its own type."""
-    try:
-        return np.asarray(tifffile.imread(path))
-    except Exception as error:  # tifffile and its codecs may raise anything for a damaged file
-        fact = f"cannot be read ({type(error).__name__}: {error})"
-        raise UsageError(f"{path}: {fact}; expected a whole TIFF: check that the copy is whole") from error

@@ -108,7 +108,7 @@ def _differing(meanings: Mapping[str, tuple[str, ...]]) -> list[str]:
     if len(set(meanings.values())) < 2:
         return []
     told = "; ".join(f"{name}: {', '.join(own) or 'as the data number them'}" for name, own in meanings.items())
-    return [f"classes differ ({told}): the tables of all leave them out; each one's own are in summary.json"]
+    return [f"classes differ ({told}): the tables of all leave them out; score each tool alone with wsi-seg evaluate"]
 
 
 def _change(result: Result, first: Result) -> dict[str, Interval]:

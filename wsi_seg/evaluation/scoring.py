@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +48,14 @@ METRICS = {
 class Row:
     """What was measured on one image.
 
-    scores: by column, see `METRICS`, and dice_class_1, f1_class_1 ... where classes are compared, among nuclei whose
-    class is known; nan where one is undefined: of nuclei where the annotation does not tell them apart, of areas where
-    only one kind of pixel occurs. Each class that the model, or else the dataset, knows has its scores in each image,
-    so that all tools are judged on the same ones: 1.0 where it is neither drawn nor found, 0.0 where it is only found.
+    scores: by column, see `METRICS`, and dice_class_1, f1_class_1 (IoU above 0.5 and the right class) ... where classes
+    are compared, among nuclei whose class is known; nan where one is undefined: of nuclei where the annotation does not
+    tell them apart, of areas where only one kind of pixel occurs. Each class that the model, or else the dataset, knows
+    has its scores in each image, so that all tools are judged on the same ones: 1.0 where it is neither drawn nor
+    found, 0.0 where it is only found.
     histogram: (2, 256), see `metrics.probability_histogram`. hard: the prediction has labels only, which count as
     probabilities of 0 and 1; the curves then have one point, and the areas are what that point alone is worth.
+    class_pixels: see `metrics.class_overlap`, by which Dice of each class in several images together is known.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Row:
     scores: dict[str, float]
     histogram: npt.NDArray[np.int64]
     hard: bool
+    class_pixels: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,10 +174,18 @@ def score(
     histogram = metrics.probability_histogram(truth, probability)
     scores["roc_auc"] = metrics.roc_auc(histogram)
     scores["average_precision"] = metrics.average_precision(histogram)
-    if types is not None and prediction.types is not None:
-        scores |= _by_class(item, truth, types, prediction.labels, prediction.types, classes)
+    overlap: dict[int, tuple[int, int]] = {}
+    # nuclei none of which has a class tell nothing of classes
+    if types is not None and prediction.types is not None and (types.any() or not truth.any()):
+        # those without one may be of any: their pixels, and what is found in their place, are neither right nor wrong
+        judged = np.where((truth > 0) & (types == 0), 0, prediction.types)
+        overlap = metrics.class_overlap(types, judged, classes)
+        scores |= {f"dice_class_{k}": shared / areas if areas else 1.0 for k, (shared, areas) in overlap.items()}
+        if item.instances:
+            nuclei = metrics.class_detection(truth, types, found, prediction.types, classes)
+            scores |= {f"f1_class_{number}": rates.f1 for number, rates in nuclei.items()}
     true, those_found = (len(np.unique(labels[labels > 0])) for labels in (truth, found))
-    return Row(item.name, item.group, item.source, item.mpp, true, those_found, scores, histogram, hard)
+    return Row(item.name, item.group, item.source, item.mpp, true, those_found, scores, histogram, hard, overlap)
 
 
 def classes_of(types: npt.NDArray[np.uint8], values: Values) -> npt.NDArray[np.uint8]:
@@ -183,27 +194,6 @@ def classes_of(types: npt.NDArray[np.uint8], values: Values) -> npt.NDArray[np.u
     for number, own in enumerate(values, start=1):
         classes[list(own)] = number
     return classes[types]
-
-
-def _by_class(
-    item: Item,
-    truth: npt.NDArray[np.int32],
-    types: npt.NDArray[np.uint8],
-    found: npt.NDArray[np.int32],
-    found_types: npt.NDArray[np.uint8],
-    classes: Sequence[int],
-) -> dict[str, float]:
-    """Return Dice and F1 at IoU 0.5 of each class: only a nucleus that is found, and of the right class, counts.
-
-    Nuclei without a class may be of any: their pixels, and what is found in their place, are neither right nor wrong.
-    """
-    unknown = (truth > 0) & (types == 0)
-    pixels = metrics.class_dice(types, np.where(unknown, 0, found_types), classes)
-    scores = {f"dice_class_{number}": value for number, value in pixels.items()}
-    if item.instances:
-        nuclei = metrics.class_detection(truth, types, found, found_types, classes)
-        scores |= {f"f1_class_{number}": rates.f1 for number, rates in nuclei.items()}
-    return scores
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:

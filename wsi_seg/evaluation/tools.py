@@ -10,7 +10,7 @@ from wsi_seg.api import load_model
 from wsi_seg.backends import DeviceChoice
 from wsi_seg.bundles import SPEC_FILE, Bundle, find_bundle, shipped_names
 from wsi_seg.config import ModelSpec
-from wsi_seg.dataset import Item
+from wsi_seg.dataset import Item, read_classes
 from wsi_seg.evaluation.labels import check_predictions
 from wsi_seg.evaluation.scoring import Row, Seen, check_items, evaluate, evaluate_labels
 from wsi_seg.nets.heads import has_classes
@@ -18,11 +18,12 @@ from wsi_seg.nets.heads import has_classes
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The rows of one tool; bundle: of a model, None of labels in a folder."""
+    """The rows of one tool; bundle: of a model, None of labels in a folder, whose classes are those of the dataset."""
 
     name: str
     bundle: Bundle | None
     rows: list[Row]
+    dataset_classes: tuple[str, ...] = ()
 
     @property
     def spec(self) -> ModelSpec | None:
@@ -31,8 +32,10 @@ class Result:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes 1, 2 ..., of models that tell them apart."""
-        return () if self.spec is None or not has_classes(self.spec.head) else tuple(c.name for c in self.spec.classes)
+        """Names of the classes 1, 2 ..., of models that tell them apart, and of datasets that name them."""
+        if self.spec is None:
+            return self.dataset_classes
+        return tuple(c.name for c in self.spec.classes) if has_classes(self.spec.head) else ()
 
     @property
     def about(self) -> str:
@@ -65,7 +68,18 @@ def run_model(model: str, items: Sequence[Item], device: DeviceChoice, seen: See
 
 def run_labels(folder: str, items: Sequence[Item], seen: Seen | None = None) -> Result:
     """Evaluate the labels in a folder."""
-    return Result(folder, None, evaluate_labels(folder, items, seen))
+    return Result(folder, None, evaluate_labels(folder, items, seen), _class_names(items))
+
+
+def _class_names(items: Sequence[Item]) -> tuple[str, ...]:
+    """Return what the datasets call the types 1, 2 ..., where all say the same; none where nobody says."""
+    tables = {item.types.parents[1] / "classes.csv" for item in items if item.types is not None}
+    named = {tuple(sorted((values, name) for name, values in read_classes(path).items())) for path in tables}
+    if len(named) != 1:
+        return ()
+    table = named.pop()
+    in_order = [values for values, _ in table] == [(k,) for k in range(1, len(table) + 1)]
+    return tuple(name for _, name in table) if in_order else ()
 
 
 def run_tool(tool: str, items: Sequence[Item], device: DeviceChoice, seen: Seen | None = None) -> Result:

@@ -22,7 +22,7 @@ from wsi_seg.metrics.instances import (
 from wsi_seg.metrics.pixels import (
     Curve,
     average_precision,
-    class_dice,
+    class_overlap,
     pixel_scores,
     pr_curve,
     probability_histogram,
@@ -39,7 +39,7 @@ __all__ = [
     "average_precision",
     "centroid_detection",
     "class_detection",
-    "class_dice",
+    "class_overlap",
     "detection",
     "instance_scores",
     "panoptic",

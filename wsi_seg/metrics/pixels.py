@@ -45,18 +45,18 @@ def pixel_scores(truth: Mask, found: Mask) -> dict[str, float]:
     }
 
 
-def class_dice(
+def class_overlap(
     truth: npt.NDArray[np.integer], found: npt.NDArray[np.integer], classes: Collection[int]
-) -> dict[int, float]:
-    """Return Dice of each of the classes, which are above 0, in two (H, W) images of classes.
+) -> dict[int, tuple[int, int]]:
+    """Return what Dice of each class is the ratio of: twice the pixels in both images, and the sum of those in each.
 
-    Background is not a class: counted as one it hides all the others.
+    truth, found: (H, W) images of classes. Background is not a class: counted as one it hides all the others.
     """
     check_shapes(truth, found)
     size = int(max(np.max(truth, initial=0), np.max(found, initial=0), *classes, 0)) + 1
     counts = _crossed(truth, found, size)
     sums = counts.sum(axis=0) + counts.sum(axis=1)
-    return {k: ratio(2 * int(counts[k, k]), int(sums[k]), 1.0) for k in classes}
+    return {k: (2 * int(counts[k, k]), int(sums[k])) for k in classes}
 
 
 def probability_histogram(truth: Mask, probability: npt.NDArray[np.uint8]) -> Counts:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from wsi_seg.architectures import encoder_of
 from wsi_seg.bundles import SPEC_FILE, find_bundle, read_bundle
 from wsi_seg.config import ModelSpec, Preprocessing, Weights, check
-from wsi_seg.errors import ModelError, OutputError, UsageError
+from wsi_seg.errors import ModelError, OutputError, WsiSegError
 from wsi_seg.files import replacing
 from wsi_seg.nets import preprocessing_of
 from wsi_seg.stain.normaliser import read_target
@@ -86,9 +86,9 @@ def _stored(name: str, value: torch.Tensor) -> torch.Tensor:
     value = value.detach().cpu().contiguous()
     stored = value.half() if value.is_floating_point() and "running_" not in name else value
     if not torch.isfinite(stored).all():
-        raise UsageError(
+        raise WsiSegError(
             f"weights {name}: their largest value is {value.abs().max():g}, which is not finite as a bundle stores it, "
-            f"in {stored.dtype}; train again with a lower schedule.learning_rate or a lower schedule.clip"
+            f"in {stored.dtype}; train into another --out with a lower schedule.learning_rate or schedule.clip"
         )
     return stored
 

@@ -14,7 +14,7 @@ from wsi_seg.backends import Device
 from wsi_seg.backends.pytorch import choose_precision, torch_device
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import ModelSpec
-from wsi_seg.errors import WsiSegError
+from wsi_seg.errors import UsageError, WsiSegError
 from wsi_seg.nets import build_network, encoder_parameters, encoder_part, load_weights
 from wsi_seg.nets.heads import has_classes, out_channels
 from wsi_seg.training.batch import Batch
@@ -158,7 +158,13 @@ class Learner:
             torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16),
             AlikeDraws(self._team, len(pixels)),
         ):
-            logits = self.network(pixels)
+            try:
+                logits = self.network(pixels)
+            except ValueError as error:  # of batch norm that gets a single value
+                raise UsageError(
+                    f"the network cannot learn from {len(pixels)} crops of {pixels.shape[-1]} px at a time ({error}); "
+                    "use larger crops, or more of them: a higher schedule.batch_size or a lower schedule.accumulate"
+                ) from error
         return loss_parts(logits, batch, self._recipe.network.head, self._recipe.losses, self._team.total)
 
     def state(self) -> dict[str, Any]:

@@ -197,8 +197,6 @@ class Schedule(Strict):
             raise ValueError(f"accumulate must divide batch_size; got {self.accumulate} and {self.batch_size}")
         if (self.curve == "step") != bool(self.drops):
             raise ValueError("drops are the steps at which curve: step lowers the rate; give both or neither")
-        if self.freeze and self.freeze.steps >= self.steps:
-            raise ValueError(f"freeze.steps must be below steps, {self.steps}, or the encoder never learns")
         return self
 
 
@@ -311,18 +309,12 @@ def check_sizes(recipe: Recipe, where: str) -> None:
     """Raise UsageError unless crops and tiles suit the network."""
     network, schedule = recipe.network, recipe.schedule
     check_sides(network, {"network.tile_px": network.tile_px, "schedule.crop_px": schedule.crop_px}, where)
-    *_, stride = stride_of(network.architecture, network.encoder, network.options)
-    if schedule.batch_size == schedule.accumulate and schedule.crop_px == stride:
-        raise UsageError(
-            f"{where}: one crop of {stride} px at a time leaves batch norm a single value; use larger crops, or "
-            "a lower schedule.accumulate"
-        )
-    if (dimensions_of(network.architecture) == 3) != (schedule.crop_slices is not None):
-        raise UsageError(f"{where}: schedule.crop_slices is for architectures of volumes, which need it")
     for slot in recipe.augmentation.slots():
         if (least := slot.operation.least_px()) > schedule.crop_px:
             fact = f"as it is set needs crops of {least} px or more, and schedule.crop_px is {schedule.crop_px}"
             raise UsageError(f"{where}: augmentation.{slot.name} {fact}; change either")
+    if (dimensions_of(network.architecture) == 3) != (schedule.crop_slices is not None):
+        raise UsageError(f"{where}: schedule.crop_slices is for architectures of volumes, which need it")
     if recipe.test and dimensions_of(network.architecture) == 3:
         raise UsageError(f"{where}: test is for images; score volumes as `validation`")
     if schedule.crop_slices is not None:

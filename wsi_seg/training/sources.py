@@ -51,13 +51,13 @@ def gather(recipe: Recipe, data_root: Path, prepared: Path) -> Data:
     if recipe.network.head == "multiclass" and (untyped := without_types(recipe, train)):
         raise UsageError(
             f"train: {untyped[0]} has no types/, without which head multiclass learns nothing; leave it out, or "
-            "choose head types, which also learns from what is nucleus"
+            "choose head types, which given labels/ also learns from what is nucleus"
         )
     told_apart = any(item.instances for items, _ in train for item in items)
     if recipe.losses.distance and recipe.init_from is None and not told_apart:
         raise UsageError(
             f"train: no source tells touching nuclei apart, so head {recipe.network.head} could not learn to; give one "
-            "with labels/, or choose head binary"
+            f"with labels/, or choose head {'multiclass' if has_classes(recipe.network.head) else 'binary'}"
         )
     rule, held = recipe.validation, []
     if rule is not None and rule.sources:
@@ -96,7 +96,7 @@ def check_unseen(what: str, items: Sequence[AnyItem], used: Sequence[AnyItem], s
         if _group(item) in groups or _key(item) in keys:
             raise UsageError(
                 f"{what}: stage {stage} learns from {_key(item)}, or from others of its group {item.group!r}; leave "
-                "the group out of one of the two"
+                "the group out of one of the two, or give both the same images as validation.sources"
             )
 
 

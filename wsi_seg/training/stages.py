@@ -201,13 +201,14 @@ def smaller(recipe: Recipe, workers: int = 1) -> Recipe:
     """Return the recipe with a few steps of small crops and few images, to see that it runs."""
     schedule, make = recipe.schedule, recipe.network
     stride = stride_of(make.architecture, make.encoder, make.options)[-1]
+    least_px = max((slot.operation.least_px() for slot in recipe.augmentation.slots()), default=1)
     short = {
         "steps": 10,
         "epoch_steps": 5,
         "checkpoint_every": 5,
         "batch_size": max(2, workers),
         "accumulate": 1,
-        "crop_px": -(-min(96, schedule.crop_px) // stride) * stride,
+        "crop_px": -(-min(max(96, least_px), schedule.crop_px) // stride) * stride,
         "drops": tuple(5 for _ in schedule.drops[:1]),
         "freeze": schedule.freeze and schedule.freeze.model_copy(update={"steps": 4}),
     }

@@ -18,7 +18,7 @@ from wsi_seg.backends.pytorch import TorchNetwork, choose_precision
 from wsi_seg.dataset import Item
 from wsi_seg.errors import UsageError
 from wsi_seg.evaluation.panels import draw_panel
-from wsi_seg.evaluation.scoring import Picture, evaluate
+from wsi_seg.evaluation.scoring import Picture, Row, evaluate
 from wsi_seg.training.bundle import spec_of
 from wsi_seg.training.learner import make_network
 from wsi_seg.training.log import writing
@@ -44,8 +44,9 @@ class Judge:
         self._network.load_state_dict(dict(weights))
         model = Model(self._spec, TorchNetwork(self._spec, self._network, self._device, choose_precision(self._device)))
         volumes = [item for item in self._items if isinstance(item, VolumeItem)]
-        scores = [score_volume(model, item) for item in volumes] or self._score_images(model, strip)
-        means = mean_scores(scores)
+        rows = [] if volumes else self._score_images(model, strip)
+        means = mean_scores([score_volume(model, item) for item in volumes] or [row.scores for row in rows])
+        means["dice_class"] = class_dice(rows)
         if not math.isfinite(means[self._rule.metric]):
             raise UsageError(
                 f"validation.metric is {self._rule.metric}, which no image that is validated on defines: nothing is "
@@ -53,7 +54,7 @@ class Judge:
             )
         return means
 
-    def _score_images(self, model: Model, strip: Path) -> list[dict[str, float]]:
+    def _score_images(self, model: Model, strip: Path) -> list[Row]:
         pictures: list[Picture] = []
 
         def seen(picture: Picture) -> None:
@@ -63,7 +64,7 @@ class Judge:
         rows = evaluate(model, [item for item in self._items if isinstance(item, Item)], seen)
         if pictures:
             _draw_strip(pictures, strip)
-        return [row.scores for row in rows]
+        return rows
 
 
 def score_volume(model: Model, item: VolumeItem) -> dict[str, float]:
@@ -76,14 +77,19 @@ def score_volume(model: Model, item: VolumeItem) -> dict[str, float]:
 
 def mean_scores(scored: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the means over images of the scores that training shows; nan where the annotations do not tell."""
-    by_class = [{name: v for name, v in scores.items() if name.startswith("dice_class_")} for scores in scored]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a mean of nothing, which is nan
-        means = {name: float(np.nanmean([scores.get(name, np.nan) for scores in scored])) for name in SHOWN}
-        names = sorted({name for scores in by_class for name in scores})
-        each = [np.nanmean([scores.get(name, np.nan) for scores in by_class]) for name in names]
-        means["dice_class"] = float(np.nanmean(each)) if each else float("nan")
-    return means
+        return {name: float(np.nanmean([scores.get(name, np.nan) for scores in scored])) for name in SHOWN}
+
+
+def class_dice(rows: Sequence[Row]) -> float:
+    """Return the mean over classes of Dice in all images together; nan where no class occurs.
+
+    Means over images would favour weights that never find a rare class: they are right in most images.
+    """
+    pixels = [np.array(list(row.class_pixels.values())) for row in rows if row.class_pixels]
+    shared, areas = np.sum(pixels, axis=0).T if pixels else np.zeros((2, 0))
+    return float(np.mean(shared[areas > 0] / areas[areas > 0])) if areas.any() else math.nan
 
 
 def _draw_strip(pictures: Sequence[Picture], path: Path) -> None:

@@ -19,7 +19,8 @@ from wsi_seg.errors import UsageError
 from wsi_seg.prepare import Facts, agreements, checked, compacted, making, pair, write_csv
 from wsi_seg.sheet import Cell, colour_of, draw_sheet
 from wsi_seg.splits import by_ratio, write_splits
-from wsi_seg.volume_dataset import VOLUME_COLUMNS, VolumeItem, check_spacing, open_volumes, read_stack, scale_grey
+from wsi_seg.tiffs import read_tiff
+from wsi_seg.volume_dataset import VOLUME_COLUMNS, VolumeItem, check_spacing, open_volumes, scale_grey
 
 SHOWN = 12  # volumes on the sheet
 
@@ -128,7 +129,7 @@ class _Writer:
 
 def _grey(path: Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """Return (Z, H, W) of a TIFF stack."""
-    values = read_stack(path)
+    values = read_tiff(path)
     if values.ndim != 3 or values.shape[2] in (3, 4) or values.dtype not in (np.uint8, np.uint16):
         fact = f"{path}: is {values.dtype} {values.shape}"
         raise UsageError(f"{fact}; expected a grey stack (Z, H, W), uint8 or uint16, since --volumes was given")
