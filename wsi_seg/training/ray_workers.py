@@ -16,6 +16,7 @@ from wsi_seg.training.loop import train
 from wsi_seg.training.recipe import Recipe
 from wsi_seg.training.workers import Team
 
+_PATIENCE_S = 6 * 3600  # for the leading worker, which alone validates; torch gives up after half an hour
 _RESTARTS = 3  # of a run whose worker or node was lost; each goes on from the last checkpoint
 
 
@@ -30,7 +31,7 @@ def train_with_ray(
     owns_ray = start_ray(address, log_to_driver=True)  # first, since it sets what Ray reads when it is imported
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     try:
         logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -45,6 +46,7 @@ def train_with_ray(
         trainer = TorchTrainer(
             _work,  # type: ignore[arg-type]
             train_loop_config={"recipe": recipe.model_dump(mode="json"), "device": device, **folders},
+            torch_config=TorchConfig(timeout_s=_PATIENCE_S),
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=device == "cuda", resources_per_worker=_share(workers, cores, device)
             ),
