@@ -43,7 +43,9 @@ def by_ratio(groups: Mapping[str, str], shares: Mapping[str, float], seed: int =
 
     groups: name of each image -> its group. Shares are met as nearly as whole groups allow; no split stays empty.
     """
-    check_shares(shares)
+    if not shares or any(not 0 < share < 1 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        shown = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise UsageError(f"the shares are {shown or 'none'}; expected two or more between 0 and 1 that sum to 1")
     sizes = _sizes(groups, len(shares))
     wanting = {split: share * len(groups) for split, share in shares.items()}
     split_of: dict[str, str] = {}
@@ -55,13 +57,6 @@ def by_ratio(groups: Mapping[str, str], shares: Mapping[str, float], seed: int =
         split_of[group] = split
         wanting[split] -= sizes[group]
     return _members(groups, split_of)
-
-
-def check_shares(shares: Mapping[str, float]) -> None:
-    """Raise UsageError unless they are shares of one whole."""
-    if not shares or any(not 0 < share < 1 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
-        shown = ", ".join(f"{name} {share:g}" for name, share in shares.items())
-        raise UsageError(f"the shares are {shown or 'none'}; expected two or more between 0 and 1 that sum to 1")
 
 
 def by_fold(groups: Mapping[str, str], folds: int, seed: int = 0) -> list[list[Member]]:

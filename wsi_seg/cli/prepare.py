@@ -131,8 +131,6 @@ def parse_classes(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int
 
 def parse_shares(text: str) -> dict[str, float]:
     """Return the shares of "train=0.8,valid=0.2", empty for an empty text."""
-    from wsi_seg.splits import check_shares
-
     shares: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, share = (piece.strip() for piece in part.partition("="))
@@ -143,8 +141,6 @@ def parse_shares(text: str) -> dict[str, float]:
         if not name or name in shares:
             raise UsageError(f"--split has {part!r}; expected each split once, with its name")
         shares[name] = value
-    if shares:
-        check_shares(shares)
     return shares
 
 

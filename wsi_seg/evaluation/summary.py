@@ -19,8 +19,10 @@ from wsi_seg.evaluation.scoring import Row, columns_of
 from wsi_seg.splits import Member, read_splits
 
 RESAMPLES, SEED = 2000, 1
-_NO_NAMES = {"train", "training", "test", "testing", "dev", "val", "valid", "validation", "set", "data"} | {
-    *("images", "map", "nucleus", "nuclei", "patient")
+# what any data may be called
+_NO_NAMES = {
+    *("train", "training", "test", "testing", "dev", "val", "valid", "validation"),
+    *("set", "data", "images", "map", "nucleus", "nuclei", "patient"),
 }
 _FEW_GROUPS = 6
 _LEAST_NAME, _LEAST_GROUP = 3, 4  # letters; shorter ones are found in any text

@@ -160,7 +160,9 @@ class Learner:
         ):
             try:
                 logits = self.network(pixels)
-            except ValueError as error:  # of batch norm that gets a single value
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):  # as batch norm says
+                    raise
                 raise UsageError(
                     f"the network cannot learn from {len(pixels)} crops of {pixels.shape[-1]} px at a time ({error}); "
                     "use larger crops, or more of them: a higher schedule.batch_size or a lower schedule.accumulate"
