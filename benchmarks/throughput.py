@@ -8,6 +8,8 @@ Each round does, one after the other and each in a process of its own:
 a  limit: the network alone on the tiles with tissue, each once, in memory already; nothing else is timed
 b  run: `wsi-seg run`, from the start of the command to its end: imports, model, Zarr, GeoJSON, table, overview
 c  tiatoolbox: its SemanticSegmentor with the same network in the same precision on the same slide; makes no polygons
+d  tiatoolbox: its MultiTaskSegmentor, with that network and our separation; merges nuclei and writes GeoJSON; in the
+   first round alone, since it takes so long
 
 The times of a round are minutes apart, so other work on the machine counts for all; the table gives medians.
 """
@@ -26,7 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.mosaic import MPP, write_slide
+from benchmarks.mosaic import write_slide
 from benchmarks.tables import write_table
 
 MODEL = "effunetpp"
@@ -41,7 +43,7 @@ class Measured(NamedTuple):
     said: dict[str, Any]
 
 
-def limit(slide: Path) -> dict[str, Any]:
+def limit(slide: Path, _: Path) -> dict[str, Any]:
     """Forward every tile with tissue once."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -79,55 +81,17 @@ def limit(slide: Path) -> dict[str, Any]:
 
 def rival(slide: Path, folder: Path) -> dict[str, Any]:
     """Run tiatoolbox's segmentation engine with the same network, in the precision that a run uses."""
-    import numpy as np
-    import torch
-    from tiatoolbox.models.engine.io_config import IOSegmentorConfig
-    from tiatoolbox.models.engine.semantic_segmentor import SemanticSegmentor
-    from tiatoolbox.models.models_abc import ModelABC
+    from benchmarks.rivals import find_foreground
 
-    from wsi_seg.backends.pytorch import choose_precision
-    from wsi_seg.bundles import find_bundle
-    from wsi_seg.nets import load_network
-
-    bundle = find_bundle(MODEL)
-    spec, margin = bundle.spec, bundle.spec.margin_px
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.preprocessing.mean, spec.preprocessing.std))
-    bf16 = choose_precision("cpu") == "bf16"
-
-    class Same(ModelABC):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = load_network(bundle).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-                return torch.sigmoid(self.network(pixels)).float()
-
-        @staticmethod
-        def infer_batch(model: torch.nn.Module, batch_data: torch.Tensor, *, device: str) -> np.ndarray:
-            with torch.inference_mode():
-                pixels = (batch_data.permute(0, 3, 1, 2).float() - mean) / std
-                maps = model(pixels.contiguous(memory_format=torch.channels_last))
-            return np.asarray(maps[:, :, margin:-margin, margin:-margin].permute(0, 2, 3, 1))
-
-        @staticmethod
-        def postproc(image: np.ndarray) -> np.ndarray:
-            return np.asarray(image[..., 0] > spec.separation.probability)
-
-    resolution = [{"units": "mpp", "resolution": MPP}]
-    config = IOSegmentorConfig(
-        input_resolutions=resolution,
-        output_resolutions=resolution,
-        patch_input_shape=(spec.tile_px,) * 2,
-        patch_output_shape=(spec.step_px,) * 2,
-        stride_shape=(spec.step_px,) * 2,
-        save_resolution=resolution[0],
-    )
-    engine = SemanticSegmentor(Same(), batch_size=1, num_workers=0, device="cpu", verbose=False)
-    engine.run(
-        [slide], patch_mode=False, ioconfig=config, save_dir=folder / "rival", output_type="zarr", overwrite=True
-    )
+    find_foreground(MODEL, slide, folder / "rival")
     return {}
+
+
+def rival_nuclei(slide: Path, folder: Path) -> dict[str, Any]:
+    """Run tiatoolbox's engine of nuclei with the same network and the same separation."""
+    from benchmarks.rivals import find_nuclei
+
+    return {"nuclei": find_nuclei(MODEL, slide, folder / "rival-nuclei")}
 
 
 def in_process(command: list[str]) -> Measured:
@@ -147,7 +111,7 @@ def in_process(command: list[str]) -> Measured:
 
 
 def one_round(slide: Path, folder: Path, number: int) -> dict[str, Measured]:
-    """Measure a, b and c once."""
+    """Measure a, b and c once, and d in the first round."""
     out = folder / f"out{number}"
     shutil.rmtree(out, ignore_errors=True)  # of an earlier run
     wsi_seg = [str(Path(sys.executable).with_name("wsi-seg")), "run", str(slide), "--model", MODEL, "--out", str(out)]
@@ -157,8 +121,9 @@ def one_round(slide: Path, folder: Path, number: int) -> dict[str, Measured]:
     lanes = record["environment"]["threads"] if record["identity"]["settings"]["backend"] == "openvino" else 1
     busy = record["seconds"]["forward"] / lanes / run.seconds
     measured["run"] = run._replace(said={"nuclei": record["counts"]["nuclei"], "busy": busy})
-    child = ["--child", "rival", str(slide), "--folder", str(folder)]
-    measured["rival"] = in_process([sys.executable, "-m", "benchmarks.throughput", *child])
+    for what in ("rival", "rival_nuclei") if number == 0 else ("rival",):
+        child = ["--child", what, str(slide), "--folder", str(folder)]
+        measured[what] = in_process([sys.executable, "-m", "benchmarks.throughput", *child])
     return measured
 
 
@@ -173,6 +138,7 @@ def report(rounds: list[dict[str, Measured]], columns: int, rows: int) -> str:
     ratio = [run / limit for run, limit in zip(runs, limits, strict=True)]
     against = [rival / run for rival, run in zip(rivals, runs, strict=True)]
     busy = [r["run"].said["busy"] for r in rounds]
+    nuclei = first["rival_nuclei"]
     lines = [
         f"{mpx} Mpx of tissue, {first['run'].said['nuclei']:,} nuclei, {len(rounds)} rounds:",
         "",
@@ -183,6 +149,8 @@ def report(rounds: list[dict[str, Measured]], columns: int, rows: int) -> str:
         f"{_mb(rounds, 'run'):.0f} MB | b / a {_spread(ratio)} |",
         f"| c  tiatoolbox, no polygons | {median(rivals):.1f} | {mpx / median(rivals):.2f} | "
         f"{_mb(rounds, 'rival'):.0f} MB | c / b {_spread(against)} |",
+        f"| d  tiatoolbox, {nuclei.said['nuclei']:,} nuclei as GeoJSON | {nuclei.seconds:.1f} | "
+        f"{mpx / nuclei.seconds:.2f} | {nuclei.mb:.0f} MB | d / b {nuclei.seconds / first['run'].seconds:.1f} |",
         "",
         f"Forwarded over used pixels: {said['forwarded_px'] / said['used_px']:.3f}. "
         f"The network computes for {100 * median(busy):.0f} % of the time of b.",
@@ -209,7 +177,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if options.child:
         what, slide = options.child[0], Path(options.child[1])
-        print(json.dumps(limit(slide) if what == "limit" else rival(slide, options.folder)))
+        done = {"limit": limit, "rival": rival, "rival_nuclei": rival_nuclei}[what](slide, options.folder)
+        print(json.dumps(done))
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)

@@ -26,7 +26,8 @@ def cluster() -> Iterator[LocalCluster]:
     """A head and the nodes a and b."""
     # commands of this environment, as on a machine where it is activated
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with LocalCluster("a", "b", dashboard=True, environment={"PATH": path}) as cluster:
+    environment = {"PATH": path, "RAY_worker_niceness": "0"}  # else workers wait for whatever else runs here
+    with LocalCluster("a", "b", dashboard=True, environment=environment) as cluster:
         yield cluster
 
 

@@ -66,7 +66,7 @@ def test_kinds(error: Exception, kind: str) -> None:
 
 def test_only_what_may_pass_is_tried_again() -> None:
     passing, unread = OSError(errno.EIO, "broken"), SlideReadError("a.svs", "unread")
-    assert [pause_before_retry(passing, tried) for tried in (1, 2, 3, 4)] == [*failures.BACKOFF_S, None]
+    assert [pause_before_retry(passing, tried) for tried in (1, 2, 3, 4)] == [1.0, 5.0, 25.0, None]
     assert [pause_before_retry(unread, tried) for tried in (1, 2)] == [0.0, None]
     assert pause_before_retry(ZeroDivisionError(), 1) is None
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +20,10 @@ import zarr
 from PIL import Image
 
 from wsi_seg.api import run
+from wsi_seg.testing.killer import MARK, marked
 
 Digest = Callable[[Path], dict[str, str]]
+PROGRAM = [sys.executable, "-c", "from wsi_seg.cli import main; main()"]
 
 
 @pytest.mark.parametrize("sizes", [(512, 1), (512, 4), (1024, 3)])
@@ -75,12 +77,6 @@ def test_many_tissues_on_one_canvas_are_the_same_in_blocks_and_in_one(
     assert len(np.unique(labels[across, 511])) > 5, "some nuclei cross the border"
 
 
-def _command(slide: Path, model: Path, out: Path, executor: str) -> list[str]:
-    program = [sys.executable, "-c", "from wsi_seg.cli import main; main()"]
-    options = ["--model", str(model), "--out", str(out), "--block-px", "512", "--executor", executor]
-    return [*program, "run", str(slide), *options]
-
-
 def _kill_when(command: list[str], reached: Callable[[], bool], limit_s: float) -> bool:
     """Start the command in a process group of its own and SIGKILL the group once `reached`; False if it ended first."""
     quiet = subprocess.DEVNULL
@@ -95,37 +91,29 @@ def _kill_when(command: list[str], reached: Callable[[], bool], limit_s: float) 
         return True
 
 
-@pytest.mark.parametrize("executor", ["local", "ray"])
-def test_kills_at_any_moment_lose_at_most_the_blocks_in_work(
-    executor: str, small_slide: Path, small_model: Path, reference: Path, digest: Digest, tmp_path: Path
+def test_the_command_as_it_is_given_first(
+    phantoms: Path, stub: Path, quiet: Path, digest: Digest, tmp_path: Path
 ) -> None:
-    command = _command(small_slide, small_model, tmp_path, executor)
-    blocks = tmp_path / ".work" / "small" / "blocks"
-    moments = random.Random(7)
-    kills = 0
-    # a kill after each further commit, and a little later than it
-    for wanted in (1, 3) if executor == "local" else (2,):
-        delay_s = moments.uniform(0, 0.3)
-
-        def reached(wanted: int = wanted, delay_s: float = delay_s) -> bool:
-            if len(list(blocks.glob("*.block"))) < wanted:
-                return False
-            time.sleep(delay_s)
-            return True
-
-        kills += _kill_when(command, reached, limit_s=120)
-        if not (tmp_path / "small").exists():
-            assert len(list(blocks.glob("*.block"))) >= wanted
-    assert kills
-    run(small_slide, small_model, tmp_path, executor="local", block_px=512)
-    assert digest(tmp_path / "small") == digest(reference)
-    assert not (tmp_path / ".work").exists()
+    """Without --executor: the command starts Ray, and ends what it has started."""
+    mark = uuid.uuid4().hex
+    words = [*PROGRAM, "run", str(phantoms), "--model", str(stub), "--out", str(tmp_path)]
+    done = subprocess.run(words, env={**os.environ, MARK: mark}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 slides done" in done.stdout
+    environment = json.loads((tmp_path / "a" / "run.json").read_text())["environment"]
+    assert (environment["executor"], environment["workers"]) == ("ray", 1)
+    assert {name: digest(tmp_path / name) for name in "abc"} == {name: digest(quiet / name) for name in "abc"}
+    end_s = time.monotonic() + 30
+    while marked(mark) and time.monotonic() < end_s:
+        time.sleep(0.1)
+    assert marked(mark) == {}
 
 
 def test_a_kill_while_outputs_are_written_leaves_nothing_under_a_final_name(
     small_slide: Path, small_model: Path, reference: Path, digest: Digest, tmp_path: Path
 ) -> None:
-    command = _command(small_slide, small_model, tmp_path, "local")
+    options = ["--model", str(small_model), "--out", str(tmp_path), "--block-px", "512", "--executor", "local"]
+    command = [*PROGRAM, "run", str(small_slide), *options]
     work = tmp_path / ".work" / "small"
     assert _kill_when(command, lambda: any(work.glob("finished.*/nuclei.geojson.gz")), limit_s=120)
     assert not (tmp_path / "small").exists()

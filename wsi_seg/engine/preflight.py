@@ -44,14 +44,14 @@ class Question(TypedDict):
 
 
 class Preflight:
-    """Asks nodes whether they can do the work of a run. Until `close` there is a token in the output folder."""
+    """Asks nodes a question: whether they can do the work of a run. Until `close` a token is in the output folder."""
 
     def __init__(self, slides: Sequence[str], bundle: Bundle, out: Path) -> None:
         self._token = out / WORK / f".preflight.{uuid.uuid4().hex}"
         self._token.parent.mkdir(parents=True, exist_ok=True)
         self._token.write_text(self._token.name, encoding="utf-8")
         programs, self._look = _travelling()
-        self._question: Question = {
+        self.question: Question = {
             "programs": programs(),
             "slides": _readable(slides),
             "out": str(out),
@@ -70,7 +70,7 @@ class Preflight:
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             runtime_env={"env_vars": ENVIRONMENT},  # the worker's, so that the process can become the worker
         )
-        answer: ray.ObjectRef[list[str]] = look.remote(self._question)
+        answer: ray.ObjectRef[list[str]] = look.remote(self.question)
         return answer
 
     def close(self) -> None:
