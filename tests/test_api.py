@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +57,62 @@ def test_nuclei_are_found_where_people_drew_them(data_root: Path, model: wsi_seg
 def test_what_is_no_rgb_picture_is_refused(wrong: RGB, model: wsi_seg.Model) -> None:
     with pytest.raises(UsageError, match="expected uint8 RGB"):
         wsi_seg.segment_image(wrong, model, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("mpp", "options", "reason"),
+    [
+        ("0.25", {}, "mpp is '0.25'; expected a number"),
+        (0.0, {}, "mpp is 0.0; expected micrometres per pixel"),
+        (0.25, {"measurements": "all"}, "measurements: Input should be 'none', 'basic' or 'full'"),
+    ],
+)
+def test_what_segment_image_cannot_take_is_told(
+    mpp: Any, options: dict[str, Any], reason: str, model: wsi_seg.Model
+) -> None:
+    with pytest.raises(UsageError, match=reason):
+        wsi_seg.segment_image(np.zeros((9, 9, 3), np.uint8), model, mpp, **options)
+
+
+def test_a_model_of_volumes_takes_no_picture(model: wsi_seg.Model) -> None:
+    deep = replace(model, spec=model.spec.model_copy(update={"architecture": "unet3d"}))
+    with pytest.raises(UsageError, match="is no volume, but model small-tiles takes volumes alone"):
+        wsi_seg.segment_image(np.zeros((9, 9, 3), np.uint8), deep, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("mpp", "spacing", "reason"),
+    [
+        (0.25, 0, "spacing is 0; expected micrometres"),
+        (0.25, -3, "spacing is -3; expected micrometres"),
+        (0.25, "1", "spacing is '1'; expected a number"),
+        ("1", None, "mpp is '1'; expected a number"),
+    ],
+)
+def test_what_segment_volume_cannot_take_is_told(mpp: Any, spacing: Any, reason: str, model: wsi_seg.Model) -> None:
+    with pytest.raises(UsageError, match=f"^{reason}"):
+        wsi_seg.segment_volume(np.zeros((2, 9, 9), np.uint8), model, mpp, spacing=spacing)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"executor": "locall"}, "--executor is 'locall'; expected one of ray, local"),
+        ({"executor": "local", "device": "gpu"}, "--device is 'gpu'; expected one of auto, cpu, cuda"),
+        ({"executor": "local", "backend": "onnx"}, "--backend is 'onnx'; expected one of auto, torch, openvino"),
+        ({"executor": "local", "precision": "fp32"}, "precision is set by the run itself"),
+        ({"executor": "local", "stain": None}, "stain is set by the run itself, and was given; give .* as stain_norm"),
+        ({"executor": "local", "spacing": 1.0}, "--spacing is for volumes, and no slide is one"),
+        ({"executor": "local", "mpp": "0.25"}, "--mpp is '0.25'; expected a number"),
+        ({"executor": "local", "max_gigapixels": "1"}, "--max-gigapixels is '1'; expected a number"),
+    ],
+)
+def test_what_a_run_cannot_take_is_told_before_anything_starts(
+    options: dict[str, Any], reason: str, small_slide: Path, small_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=reason):
+        wsi_seg.run(small_slide, small_model, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from safetensors.numpy import save
 
-from wsi_seg.bundles import find_bundle, read_bundle, shipped_names
+from wsi_seg.bundles import bundles_folder, find_bundle, read_bundle, shipped_names
 from wsi_seg.errors import ModelError
 from wsi_seg.nets import load_network
 
@@ -152,3 +152,26 @@ def test_an_unknown_encoder_is_a_model_error(folder: Path) -> None:
     write_bundle(folder, WEIGHTS, encoder="efficientnet-b99")
     with pytest.raises(ModelError, match=r"efficientnet-b99"):
         load_network(find_bundle(folder))
+
+
+def test_a_name_that_a_folder_has_too_is_refused_and_a_path_is_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = write_bundle(tmp_path / "effunetpp", WEIGHTS)
+    with pytest.raises(ModelError, match=r"a shipped model, and .*; give ./effunetpp for the folder, or /"):
+        find_bundle("effunetpp")
+    for path in (Path("effunetpp"), "./effunetpp", "effunetpp/", own):
+        assert find_bundle(path).folder.absolute() == own
+    assert find_bundle(str(bundles_folder() / "effunetpp")).spec.name == "effunetpp"
+
+
+def test_a_folder_of_something_else_takes_no_name_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_bundle(Path("effunetpp")).folder == bundles_folder() / "effunetpp"
+    (tmp_path / "effunetpp").mkdir()  # such as the results of a run
+    assert find_bundle("effunetpp").folder == bundles_folder() / "effunetpp"
+    with pytest.raises(ModelError, match=r"the folder has no model.yaml"):
+        find_bundle(Path("effunetpp"))
+    monkeypatch.chdir(bundles_folder())
+    assert find_bundle("effunetpp").spec.name == "effunetpp", "where both are the same, nothing is in doubt"

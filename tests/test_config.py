@@ -53,6 +53,11 @@ def test_derived_sizes() -> None:
         ({"margin_px": 40}, "at least 32; got 16"),
         ({"name": "../x"}, "name: .*pattern"),
         ({"classes": []}, "classes: .*at least 1"),
+        ({"classes": {"name": "N"}}, "classes: expected a list, got dict"),
+        (
+            {"head": "types", "classes": [{"name": "N", "color": [k, 2, 3]} for k in (1, 9)]},
+            "classes have a name in common: N, N; expected another for each",
+        ),
         ({"classes": [{"name": "N", "color": [1, 2, 256]}]}, r"classes.0.color.2: .*255"),
         ({"preprocessing": {"mean": [1, 2, 3], "std": [1, 0, 1]}}, r"preprocessing.std.1: .*greater than 0"),
         ({"preprocessing": {"mean": [1, float("nan"), 3], "std": [1, 1, 1]}}, r"preprocessing.mean.1: .*finite"),

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from wsi_seg.annotations.base import Annotation, Options
+from wsi_seg.annotations.forms import _USED, FORMS
 from wsi_seg.cli.prepare import parse_classes, parse_shares
 from wsi_seg.cli.prepare import prepare as command
 from wsi_seg.dataset import open_dataset
@@ -286,9 +287,31 @@ def test_the_command(sources: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     assert "6 images of 3 groups" in done.output
-    wrong = CliRunner().invoke(command, [*arguments, "--out", str(sources / "new"), "--merge", "mean"])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--form", "observers", "--merge", "mean"), "prepare: merge: "),
+        (("--merge", "majority"), "--merge is not used by the form labels, only by observers; leave it out"),
+        (("--tolerance", "30"), "--tolerance is not used by the form labels, only by colours"),
+        (("--radius-um", "4"), "--radius-um is not used by the form labels, only by brecahad and brca-m2c"),
+        (("--spacing", "5"), "--spacing is of volumes, and without --volumes slices are images"),
+        (("--spacing", "-5", "--volumes"), "--spacing is -5; expected"),
+        (("--form", "xml", "--merge", "union"), "Unknown form of annotation 'xml'"),
+    ],
+)
+def test_options_that_would_be_ignored_or_are_wrong_are_told(more: tuple[str, ...], said: str, sources: Path) -> None:
+    arguments = [str(sources / "images"), str(sources / "labels"), "--form", "labels", "--mpp", "0.5"]
+    wrong = CliRunner().invoke(command, [*arguments, "--out", str(sources / "new"), *more])
     assert isinstance(wrong.exception, UsageError)
-    assert "merge" in str(wrong.exception)
+    assert said in str(wrong.exception)
+    assert not (sources / "new").exists()
+
+
+def test_options_are_used_by_the_forms_that_there_are() -> None:
+    assert set(FORMS.names()) == set(_USED)
+    assert {option for used in _USED.values() for option in used} < set(Options.model_fields)
 
 
 def test_classes_and_shares_of_the_command_line() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from wsi_seg.architectures import dimensions_of
 from wsi_seg.backends import Backend, BackendChoice, Device, DeviceChoice, Network, Precision, choose_device, load_onto
+from wsi_seg.backends.choice import check_choice, uses_openvino
 from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.config import LABEL_CHUNK_PX, Measurements, ModelSpec, RunSettings, check
 from wsi_seg.engine.block import find_nuclei
@@ -26,7 +28,7 @@ from wsi_seg.engine.progress import Progress, Silent
 from wsi_seg.engine.publishing import Publisher
 from wsi_seg.engine.requests import Request, kept_names, located
 from wsi_seg.engine.staining import map_of
-from wsi_seg.engine.status import failed_requests
+from wsi_seg.engine.status import failed_requests, run_folder
 from wsi_seg.engine.worker import WorkerOptions
 from wsi_seg.errors import UsageError
 from wsi_seg.inference import MapSource
@@ -34,6 +36,7 @@ from wsi_seg.process import prepare_for_computing
 from wsi_seg.records import Block, SlidePlan, SlideResult
 from wsi_seg.slides.array_reader import ArraySlide
 from wsi_seg.slides.inputs import SlideSource, find_slides
+from wsi_seg.slides.limits import set_gigapixels
 from wsi_seg.slides.mpp import check_mpp
 from wsi_seg.slides.resample import to_size
 from wsi_seg.stain.normaliser import choose_target
@@ -42,6 +45,8 @@ from wsi_seg.volume_dataset import check_spacing
 from wsi_seg.volumes import segment
 from wsi_seg.volumes.objects import Objects
 from wsi_seg.volumes.reading import Volume, is_volume
+
+ExecutorChoice = Literal["ray", "local"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,15 +103,13 @@ def segment_image(
     probability: also give the map of probabilities that the nuclei were found in.
     allow_upsampling: also take a picture over 2.2 times coarser than the model.
     """
-    settings = RunSettings(
-        block_px=LABEL_CHUNK_PX,
-        measurements=measurements,
-        tissue="all",
-        allow_upsampling=allow_upsampling,
-        stain=model.spec.stain,
-    )
+    source = SlideSource("image", "image", mpp)
+    _check_um(mpp, None)
+    _check_dimensions([source], model.spec)
+    given = {"measurements": measurements, "allow_upsampling": allow_upsampling, "stain": model.spec.stain}
+    settings = run_settings({**given, "block_px": LABEL_CHUNK_PX, "tissue": "all"}, "cpu")
     with ArraySlide(image_rgb_uint8, mpp) as slide:
-        plane, plan = plan_opened(slide, SlideSource("image", "image", mpp), model.spec, settings)
+        plane, plan = plan_opened(slide, source, model.spec, settings)
         whole = Block(0, 0, plane.box_mp, plane.box_mp)
         maps, shape = MapSource(model.network), image_rgb_uint8.shape[:2]
         data = find_nuclei(plan, whole, plane.array, maps, Stopwatch())
@@ -131,6 +134,7 @@ def segment_volume(
     """
     if values.ndim != 3 or values.dtype not in (np.uint8, np.uint16) or not values.size:
         raise UsageError(f"The volume is {values.dtype} {values.shape}, expected uint8 or uint16 of shape (Z, Y, X)")
+    _check_um(mpp, spacing)
     volume = Volume("volume", values, mpp, spacing, fingerprint="")
     return segment.segment_volume(volume, MapSource(model.network), Stopwatch(), allow_upsampling=allow_upsampling)
 
@@ -142,12 +146,13 @@ def run(
     *,
     mpp: float | None = None,
     spacing: float | None = None,
-    executor: Literal["ray", "local"] = "ray",
+    executor: ExecutorChoice = "ray",
     address: str | None = None,
     device: DeviceChoice = "auto",
     backend: BackendChoice = "auto",
     batch_size: int | None = None,
     memory: str | None = None,
+    max_gigapixels: float | None = None,
     overwrite: bool = False,
     stain_norm: str | Path | None = None,
     work: str | Path | None = None,
@@ -159,6 +164,7 @@ def run(
     out: a folder, or the URL of a place in an object store; work: then, the folder where slides are done.
     stain_norm: file of the target that slides are normalised to, "none", or None for the model's own, if it has one.
     memory: such as "4GB": what each worker may take, see `engine.memory`.
+    max_gigapixels: what slides may claim, here and in later runs of this process; None for 200, or what was set before.
     settings: block_px, zarr_format, measurements, allow_upsampling, tissue, qupath_bounds; see `config.RunSettings`.
     Returns what became of each slide. A slide that fails does not stop the others. UsageError: nothing was started.
     """
@@ -167,10 +173,11 @@ def run(
     sources = named_slides(slides, mpp, spacing, kept_names(folder))
     bundle = find_bundle(model)
     _check_dimensions(sources, bundle.spec)
-    settings["stain"] = choose_target(stain_norm, bundle.spec.stain)
+    settings = _with_stain(settings, stain_norm, bundle.spec, sources)
     run_settings(settings, "cpu")  # what is wrong is said before anything starts
-    how = {"executor": executor, "address": address, "device": device, "backend": backend, "batch_size": batch_size}
-    how |= {"memory": parse_bytes(memory) if memory else None, "store": store}
+    how: dict[str, Any] = {"executor": executor, "address": address, "device": device, "backend": backend}
+    how |= {"batch_size": batch_size, "memory": parse_bytes(memory) if memory else None}
+    how |= {"max_gigapixels": max_gigapixels, "store": store}
     request = Request(str(bundle.folder.absolute()), tuple(sources), settings, how)
     return _do(request, folder, progress or Silent(), [source.name for source in sources] if overwrite else [])
 
@@ -185,22 +192,26 @@ def _working_folder(out: str | Path, work: str | Path | None) -> Path:
 def retry(
     out: str | Path,
     *,
-    executor: Literal["ray", "local"] | None = None,
+    executor: ExecutorChoice | None = None,
     address: str | None = None,
     device: DeviceChoice | None = None,
     backend: BackendChoice | None = None,
     batch_size: int | None = None,
     block_px: int | None = None,
     memory: str | None = None,
+    max_gigapixels: float | None = None,
     progress: Progress | None = None,
 ) -> list[SlideResult]:
     """Do the slides again that failed in an output folder, as they were asked for but for what is given here.
 
+    out: the folder that runs had as out, or as work where out was a URL. executor "local" leaves a cluster's address
+    out, and an address implies "ray".
     Finished results that were damaged since are made anew. Returns what became of these slides.
     """
-    folder = Path(out).absolute()
-    how = {"executor": executor, "address": address, "device": device, "backend": backend, "batch_size": batch_size}
-    how["memory"] = parse_bytes(memory) if memory else None
+    folder = run_folder(out).absolute()
+    how: dict[str, Any] = {"executor": executor, "address": address, "device": device, "backend": backend}
+    how |= {"batch_size": batch_size, "memory": parse_bytes(memory) if memory else None}
+    how |= {"max_gigapixels": max_gigapixels}
     return [
         result
         for request, damaged in failed_requests(folder)
@@ -210,6 +221,8 @@ def retry(
 
 def _do(request: Request, out: Path, progress: Progress, anew: Collection[str]) -> list[SlideResult]:
     """Do what is asked for; the results of slides `anew` are removed first."""
+    _check_how(request.how)
+    _allow_gigapixels(request.how.get("max_gigapixels"))
     bundle, how, sources = find_bundle(request.model), request.how, list(request.sources)
     check_out(out)
     progress.starting(f"{'starting Ray and ' if how['executor'] == 'ray' else ''}loading {bundle.spec.name}")
@@ -242,6 +255,7 @@ def plan(
     mpp: float | None = None,
     device: DeviceChoice = "auto",
     backend: BackendChoice = "auto",
+    max_gigapixels: float | None = None,
     timing: bool = False,
     stain_norm: str | Path | None = None,
     **settings: Any,  # noqa: ANN401
@@ -253,12 +267,29 @@ def plan(
     sources = named_slides(slides, mpp)
     bundle = find_bundle(model)
     _check_dimensions(sources, bundle.spec)
-    settings["stain"] = choose_target(stain_norm, bundle.spec.stain)
+    settings = _with_stain(settings, stain_norm, bundle.spec, sources)
+    _allow_gigapixels(max_gigapixels)
     prepare_for_computing()
     chosen = run_settings(settings, choose_device(device))
+    uses_openvino(bundle.spec, chosen.device, backend)  # what is wrong with the backend is said without timing too
     timing = timing and not all(source.volume for source in sources)
     tiles_per_s = time_network(load_onto(bundle, device, backend)) if timing else None
     return plan_each(sources, bundle, chosen, tiles_per_s)
+
+
+def _with_stain(
+    settings: Mapping[str, Any], stain_norm: str | Path | None, model: ModelSpec, sources: Sequence[SlideSource]
+) -> dict[str, Any]:
+    """Return the user's settings with the target of the stain; UsageError for one that is the run's to set."""
+    for key, instead in (("stain", "give the file of a target as stain_norm"), ("precision", "it follows from device")):
+        if key in settings:
+            raise UsageError(f"{key} is set by the run itself, and was given; {instead}, and leave {key} out")
+    target = choose_target(stain_norm, model.stain)
+    volumes = [source.path for source in sources if source.volume]
+    if volumes and target not in (None, model.stain):
+        fact = "is a volume, which is grey, and --stain-norm is for slides in colour"
+        raise UsageError(f"{volumes[0]}: {fact}; leave one of them out")
+    return {**settings, "stain": target}
 
 
 def run_settings(
@@ -281,14 +312,41 @@ def named_slides(
 
     kept: names that slides have already, by path.
     """
-    if mpp is not None:
-        check_mpp(mpp, "--mpp")
-    if spacing is not None:
-        check_spacing(spacing, "--spacing")
+    _check_um(mpp, spacing, "--")
     names = [slides] if isinstance(slides, (str, Path)) else list(slides)
     found = find_slides([str(name) for name in names], kept)
     found = [replace(s, mpp=mpp if s.mpp is None else s.mpp, volume=is_volume(s.path)) for s in found]
+    if spacing is not None and not any(s.volume for s in found):
+        raise UsageError(
+            "--spacing is for volumes, and no slide is one: a TIFF, Zarr or OME-Zarr of two grey slices or more; leave "
+            "it out, and a volume that is damaged will say so"
+        )
     return [replace(s, spacing=spacing) if s.volume else s for s in found]
+
+
+def _check_um(mpp: float | None, spacing: float | None, dashes: str = "") -> None:
+    """Raise UsageError where one of them is given and cannot be micrometres; `dashes` as the user wrote its name."""
+    for value, name, check_range in ((mpp, "mpp", check_mpp), (spacing, "spacing", check_spacing)):
+        if value is not None:
+            _check_number(value, dashes + name)
+            check_range(value, dashes + name)
+
+
+def _check_number(value: object, what: str) -> None:
+    if not isinstance(value, Real):
+        raise UsageError(f"{what} is {value!r}; expected a number, such as 0.25")
+
+
+def _allow_gigapixels(limit: float | None) -> None:
+    if limit is not None:
+        _check_number(limit, "--max-gigapixels")
+        set_gigapixels(limit)
+
+
+def _check_how(how: Mapping[str, Any]) -> None:
+    """Raise UsageError where executor, device or backend is none that there is."""
+    for name, choices in (("executor", ExecutorChoice), ("device", DeviceChoice), ("backend", BackendChoice)):
+        check_choice(how.get(name, "auto"), choices, f"--{name}")
 
 
 def _check_dimensions(sources: Sequence[SlideSource], model: ModelSpec) -> None:

@@ -47,9 +47,11 @@ def shipped_names() -> list[str]:
 def find_bundle(model: str | Path) -> Bundle:
     """Find, read and check the bundle called `model`, or in the folder `model`.
 
+    A Path, and a text with a separator, is a folder where there is one. ModelError also where a mere name may mean a
+    shipped bundle or one in the working folder.
     The weights' hash is checked too, so that what runs is what the card describes.
     """
-    bundle = read_bundle(_folder_of(str(model)))
+    bundle = read_bundle(_folder_of(model))
     _check_weights(bundle)
     return bundle
 
@@ -74,11 +76,16 @@ def write_separation(folder: Path, separation: Separation) -> Path:
     return path
 
 
-def _folder_of(model: str) -> Path:
-    shipped = bundles_folder() / model
-    if "/" not in model and (shipped / SPEC_FILE).is_file():
+def _folder_of(model: str | Path) -> Path:
+    shipped, folder = bundles_folder() / model, Path(model)
+    is_path = "/" in str(model) or (isinstance(model, Path) and folder.is_dir())
+    if not is_path and (shipped / SPEC_FILE).is_file():
+        if (folder / SPEC_FILE).is_file() and not folder.samefile(shipped):
+            raise ModelError(
+                f"{model}: is the name of a shipped model, and of a bundle in this folder too; "
+                f"give ./{model} for the folder, or {shipped} for the shipped one"
+            )
         return shipped
-    folder = Path(model)
     if (folder / SPEC_FILE).is_file():
         return folder
     if folder.is_dir():
@@ -87,9 +94,9 @@ def _folder_of(model: str) -> Path:
         raise ModelError(
             f"{model}: is a file; give the folder of a bundle, which has {SPEC_FILE} and safetensors weights"
         )
-    known = shipped_names()
+    name, known = str(model), shipped_names()
     raise ModelError(
-        f"Unknown model {model!r}; known: {', '.join(known)}, or the path of a bundle's folder{suggest(model, known)}"
+        f"Unknown model {name!r}; known: {', '.join(known)}, or the path of a bundle's folder{suggest(name, known)}"
     )
 
 

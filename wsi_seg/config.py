@@ -158,6 +158,9 @@ class NetworkSpec(Strict):
     def _classes_fit(self) -> Self:
         if self.head in ("binary", "instances") and len(self.classes) != 1:
             raise ValueError(f"head {self.head} tells no classes apart, so it has one; got {len(self.classes)}")
+        names = [own.name for own in self.classes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"classes have a name in common: {', '.join(names)}; expected another for each")
         # those without values get theirs from a dataset, where they are looked at again
         values = [value for own in self.classes for value in own.values]
         if len(set(values)) < len(values):
@@ -296,6 +299,8 @@ def _explain(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown key {key!r}{suggest(str(error['loc'][-1]), _model_at(kind, error['loc'][:-1]).model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "tuple_type":  # which is what YAML and JSON call a list
+        message = f"expected a list, got {type(error['input']).__name__}"
     return f"{key}: {message}" if key else message
 
 

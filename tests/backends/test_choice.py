@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wsi_seg.api import run
+from wsi_seg.api import plan, run
 from wsi_seg.backends import BackendChoice, DeviceChoice, choice, choose_device, load_onto
 from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.engine.finish import RunInfo, _gpu_busy
@@ -193,3 +193,21 @@ def test_a_run_with_openvino_does_without_torch(small_slide: Path, small_model: 
     command = [sys.executable, "-c", program, str(small_slide), str(small_model), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["gpu", "cuda:0", None])
+def test_another_device_is_refused(wrong: Any) -> None:
+    with pytest.raises(UsageError, match=f"--device is {wrong!r}; expected one of auto, cpu, cuda"):
+        choose_device(wrong)
+
+
+def test_another_backend_is_refused() -> None:
+    wrong: Any = "onnx"
+    with pytest.raises(UsageError, match="--backend is 'onnx'; expected one of auto, torch, openvino"):
+        load_onto(find_bundle("effunetpp"), "cpu", wrong)
+
+
+@pytest.mark.usefixtures("without_openvino")
+def test_a_plan_says_without_timing_that_a_backend_is_not_there(small_slide: Path) -> None:
+    with pytest.raises(UsageError, match="OpenVINO is not installed"):
+        plan(small_slide, device="cpu", backend="openvino")

@@ -74,6 +74,19 @@ def test_models_are_listed_with_resolution_licence_and_scores() -> None:
     assert "AJI" in shown
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_takes_verbose(command: str) -> None:
+    """Since what is said of an unexpected error is to run again with it."""
+    done = CliRunner().invoke(_group, ["stain", "fit", "--help"] if command == "stain" else [command, "--help"])
+    assert "-v, --verbose" in done.output
+
+
+def test_help_says_that_what_is_given_wins_over_the_file() -> None:
+    shown = " ".join(CliRunner().invoke(_group, ["run", "--help"]).output.split())
+    for option in ("--mpp FLOAT", "--spacing FLOAT"):
+        assert re.search(rf"{option} [^-]*; wins over what the file says\.", shown)
+
+
 def test_an_unknown_model_lists_the_known_ones(small_slide: Path, tmp_path: Path) -> None:
     error = error_of(wsi_seg("run", small_slide, "--model", "effunetp", "--out", tmp_path / "o"), 2)
     assert "known: effunetpp" in error

@@ -17,13 +17,18 @@ import pytest
 import yaml
 
 from wsi_seg.api import load_model, plan, run, segment_image
-from wsi_seg.config import StainProfile
+from wsi_seg.bundles import find_bundle
+from wsi_seg.config import RunSettings, StainProfile
+from wsi_seg.engine import planning
+from wsi_seg.engine.planning import plan_opened
 from wsi_seg.engine.progress import Silent
 from wsi_seg.engine.staining import sample_places, slide_stain
 from wsi_seg.errors import ResumeError, UsageError
 from wsi_seg.inference import read_tiles
 from wsi_seg.records import Commit, SlidePlan
 from wsi_seg.slides import open_slide
+from wsi_seg.slides.array_reader import ArraySlide
+from wsi_seg.slides.inputs import SlideSource
 from wsi_seg.stain.measuring import fit
 from wsi_seg.stain.normaliser import write_target
 from wsi_seg.stain.transform import has_tissue
@@ -170,6 +175,34 @@ def test_a_model_brings_its_own_target(
         assert isinstance(planned, SlidePlan)
         assert planned.settings.stain == wanted
         assert (planned.stain is None) == (wanted is None)
+
+
+def planned_stain(rgb: RGB, model: Path, **settings: Any) -> StainProfile | None:
+    with ArraySlide(rgb, 0.25) as slide:
+        source, chosen = SlideSource("image", "image", 0.25), RunSettings(block_px=512, **settings)
+        return plan_opened(slide, source, find_bundle(model).spec, chosen)[1].stain
+
+
+def test_the_stain_of_a_slide_that_is_mostly_glass_is_that_of_its_tissue(
+    tissue_rgb: RGB, target: StainProfile, small_model: Path
+) -> None:
+    found = []
+    for x, y, tissue in ((512, 1024, "auto"), (512, 1024, "all"), (2560, 2048, "all")):
+        slide_rgb = np.full((3584, 4096, 3), 243, np.uint8)
+        slide_rgb[y : y + 384, x : x + 384] = tissue_rgb[:384, :384]
+        found.append(planned_stain(slide_rgb, small_model, tissue=tissue, stain=target))
+    assert found[0] is not None
+    assert found[0] == found[1] == found[2]
+
+
+def test_where_no_tissue_is_seen_the_stain_is_that_of_everything(
+    tissue_rgb: RGB, target: StainProfile, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "find_tissue", lambda rgb, mpp: np.zeros(rgb.shape[:2], np.bool_))
+    assert planned_stain(tissue_rgb, small_model, tissue="all", stain=target) is not None
+    assert planned_stain(tissue_rgb, small_model, tissue="auto", stain=target) is None
+    monkeypatch.setattr(planning, "find_tissue", None)
+    assert planned_stain(tissue_rgb, small_model, tissue="all") is None  # nor is any looked for
 
 
 def test_places_are_spread_over_the_tissue_alone() -> None:

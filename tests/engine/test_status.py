@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from wsi_seg.api import retry, run
+from wsi_seg.cli.main import _group
 from wsi_seg.engine.layout import RUNS, WORK
 from wsi_seg.engine.status import Status, read_status
 from wsi_seg.errors import OutputError, UsageError
+from wsi_seg.process import ENVIRONMENT
 from wsi_seg.records import Commit, SlidePlan
+from wsi_seg.slides.limits import VARIABLE
 
 Digest = Callable[[Path], dict[str, str]]
 Start = Callable[..., subprocess.Popen[str]]
@@ -125,6 +129,38 @@ def test_each_failed_slide_is_tried_as_it_was_asked_for(
     assert {result.name: result.status for result in retry(tmp_path / "out")} == dict.fromkeys("ab", "done")
     records = [json.loads((tmp_path / "out" / name / "run.json").read_text()) for name in "ab"]
     assert [record["identity"]["settings"]["measurements"] for record in records] == ["none", "full"]
+
+
+def test_retry_takes_a_cluster_run_to_this_process(mixed: Path, stub: Path, tmp_path: Path) -> None:
+    run(mixed / "b.tiff", stub, tmp_path, executor="local")
+    (record,) = (tmp_path / RUNS).iterdir()
+    asked = json.loads(record.read_text())
+    record.write_text(json.dumps(asked | {"how": asked["how"] | {"executor": "ray", "address": "auto"}}))
+    (result,) = retry(tmp_path, executor="local")
+    assert result.status == "failed"
+
+
+def test_retry_keeps_the_limit_of_gigapixels(
+    phantoms: Path, stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*arguments: object) -> str:
+        monkeypatch.setenv(VARIABLE, "200")  # as in a process of its own
+        monkeypatch.setitem(ENVIRONMENT, VARIABLE, "200")
+        return CliRunner().invoke(_group, [str(argument) for argument in arguments]).output
+
+    refused = "and at most 0.0001 gigapixels are taken"
+    options = ("--model", stub, "--out", tmp_path, "--executor", "local", "--max-gigapixels", "0.0001")
+    assert refused in told("run", phantoms / "a.tiff", *options)
+    assert refused in told("retry", tmp_path)
+    assert "1 of 1 slides done" in told("retry", tmp_path, "--max-gigapixels", "1")
+
+
+@pytest.mark.parametrize("command", ["status", "retry"])
+def test_of_a_url_the_working_folder_is_asked_for(command: str) -> None:
+    done = CliRunner().invoke(_group, [command, "s3://bucket/results"])
+    assert done.exit_code == 2
+    assert "s3://bucket/results: is a URL, where no run is recorded; give the folder" in done.stderr
+    assert "--work" in done.stderr
 
 
 @pytest.mark.parametrize("file", ["nuclei.parquet", "run.json"])

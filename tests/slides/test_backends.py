@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,91 +17,119 @@ from wsi_seg.slides.convert import convert
 
 from .contract import SlideContract
 
-_numbers = itertools.count()
+
+class WrittenOnce(SlideContract):
+    """Inherit, and give `path`, of scope "class": what is there is written for all tests, and opened for each."""
+
+    @pytest.fixture
+    def slide(self, path: str) -> Slide:
+        return open_slide(path)
 
 
-class TestOpenSlide(SlideContract):
+@pytest.fixture(scope="class")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("written")
+
+
+class TestOpenSlide(WrittenOnce):
     reader, levels = "OpenSlideSlide", 5
 
-    @pytest.fixture
-    def slide(self, pyramid: str) -> Slide:
-        return open_slide(pyramid)
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def path(pyramid: str) -> str:
+        return pyramid
 
 
-class TestOmeTiff(SlideContract):
+class TestOmeTiff(WrittenOnce):
     reader, levels = "TiffSlide", 3
 
-    @pytest.fixture
-    def slide(self, picture: RGB, tmp_path: Path) -> Slide:
-        return open_slide(write_ome_tiff(picture, tmp_path))
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def path(picture: RGB, folder: Path) -> str:
+        return write_ome_tiff(picture, folder)
 
 
-class TestPlanarTiff(SlideContract):
+class TestPlanarTiff(WrittenOnce):
     reader, mpp = "TiffSlide", None
 
-    @pytest.fixture
-    def slide(self, picture: RGB, tmp_path: Path) -> Slide:
-        path = tmp_path / "pyramid.ome.tif"
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def path(picture: RGB, folder: Path) -> str:
+        path = folder / "pyramid.ome.tif"
         tifffile.imwrite(path, np.moveaxis(picture, 2, 0), photometric="rgb", planarconfig="separate", tile=(128, 128))
-        return open_slide(str(path))
+        return str(path)
 
 
-@pytest.mark.parametrize("options", [{}, {"compression": "deflate"}, {"compression": "lzw", "rowsperstrip": 50}])
-class TestStripTiff(SlideContract):
+STRIPS: list[dict[str, Any]] = [{}, {"compression": "deflate"}, {"compression": "lzw", "rowsperstrip": 50}]
+
+
+@pytest.mark.parametrize("options", STRIPS, scope="class")
+class TestStripTiff(WrittenOnce):
     reader = "TiffSlide"
 
-    @pytest.fixture
-    def slide(self, picture: RGB, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Slide:
-        monkeypatch.setattr("wsi_seg.slides.tiff_reader.WHOLE_ABOVE", 1000 * 1000)
-        path = tmp_path / "pyramid.tiff"
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def path(picture: RGB, folder: Path, options: dict[str, Any]) -> str:
+        path = folder / "pyramid.tiff"
         tifffile.imwrite(path, picture, photometric="rgb", resolution=(40_000, 40_000), resolutionunit=3, **options)
-        return open_slide(str(path))
+        return str(path)
+
+    @pytest.fixture
+    def slide(self, path: str, monkeypatch: pytest.MonkeyPatch) -> Slide:
+        monkeypatch.setattr("wsi_seg.slides.tiff_reader.WHOLE_ABOVE", 1000 * 1000)
+        return open_slide(path)
 
 
-class TestPng(SlideContract):
+class TestPng(WrittenOnce):
     reader = "ImageSlide"
 
-    @pytest.fixture
-    def slide(self, picture: RGB, tmp_path: Path) -> Slide:
-        path = tmp_path / "pyramid.png"
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def path(picture: RGB, folder: Path) -> str:
+        path = folder / "pyramid.png"
         Image.fromarray(picture).save(path, dpi=(101_600, 101_600), compress_level=1)
-        return open_slide(str(path))
+        return str(path)
 
 
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
-class TestOmeZarr(SlideContract):
+@pytest.mark.parametrize("version", ["0.4", "0.5"], scope="class")
+class TestOmeZarr(WrittenOnce):
     reader, levels = "ZarrSlide", 3
 
-    @pytest.fixture
-    def slide(self, pyramid: str, tmp_path: Path, version: str) -> Slide:
-        out = str(tmp_path / "pyramid.ome.zarr")
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def path(pyramid: str, folder: Path, version: str) -> str:
+        (folder / version).mkdir()
+        out = str(folder / version / "pyramid.ome.zarr")
         convert(open_slide(pyramid), out, zarr_format=version)
-        return open_slide(out)
+        return out
 
 
-class TestMemoryUrl(SlideContract):
+class TestMemoryUrl(WrittenOnce):
     reader, mpp = "ZarrSlide", None
 
-    @pytest.fixture
-    def slide(self, picture: RGB) -> Slide:
-        url = f"memory://{next(_numbers)}/pyramid.zarr"
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def path(picture: RGB) -> str:
+        url = "memory://written/pyramid.zarr"
         zarr.create_array(url, data=picture, chunks=(256, 256, 3))
-        return open_slide(url)
+        return url
 
 
 class TestFileUrl(TestMemoryUrl):
-    @pytest.fixture
-    def slide(self, picture: RGB, tmp_path: Path) -> Slide:
-        zarr.create_array(tmp_path / "pyramid.zarr", data=picture, chunks=(256, 256, 3))
-        return open_slide((tmp_path / "pyramid.zarr").as_uri())
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def path(picture: RGB, folder: Path) -> str:
+        zarr.create_array(folder / "pyramid.zarr", data=picture, chunks=(256, 256, 3))
+        return (folder / "pyramid.zarr").as_uri()
 
 
 class TestChannelsFirstZarr(TestMemoryUrl):
-    @pytest.fixture
-    def slide(self, picture: RGB, tmp_path: Path) -> Slide:
-        path = tmp_path / "pyramid.zarr"
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def path(picture: RGB, folder: Path) -> str:
+        path = folder / "pyramid.zarr"
         zarr.create_array(path, data=np.moveaxis(picture, 2, 0), chunks=(3, 256, 256), zarr_format=2)
-        return open_slide(str(path))
+        return str(path)
 
 
 class TestTiatoolbox(SlideContract):
@@ -110,11 +137,16 @@ class TestTiatoolbox(SlideContract):
     # Its coarser levels have no whole downsample (1231 is odd), so only level 0 can be read exactly.
     reader, levels, mpp = "TiatoolboxSlide", 1, None
 
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def path(picture: RGB, folder: Path) -> str:
+        return write_ome_tiff(picture, folder)
+
     @pytest.fixture
-    def slide(self, picture: RGB, tmp_path: Path) -> Slide:
+    def slide(self, path: str) -> Slide:
         from wsi_seg.slides.tiatoolbox_reader import TiatoolboxSlide
 
-        return TiatoolboxSlide(write_ome_tiff(picture, tmp_path))
+        return TiatoolboxSlide(path)
 
 
 def write_ome_tiff(picture: RGB, folder: Path) -> str:

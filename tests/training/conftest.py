@@ -15,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
+from wsi_seg.training import checkpoint
 from wsi_seg.training.stages import train_recipe
 
 RecipeMaker = Callable[..., Path]
@@ -45,6 +46,15 @@ def one_thread() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # of programs that are started
         yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """What is split among threads may be added up in another order each time, which one thread would not show."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
     torch.set_num_threads(threads)
 
 
@@ -112,3 +122,17 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def weights_of(bundle: Path) -> str:
     return hashlib.sha256((bundle / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def state_of(out: Path) -> dict[str, torch.Tensor]:
+    """Return the last weights, and statistics of batch norm, as they were learned: those of the bundle are rounded."""
+    found = checkpoint.load(out / checkpoint.FILE, None)
+    assert found is not None
+    network: dict[str, torch.Tensor] = found[1]["network"]
+    return network
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Assert that two trainings came out the same to the bit."""
+    torch.testing.assert_close(state_of(one), state_of(other), rtol=0, atol=0)
+    assert weights_of(one) == weights_of(other)

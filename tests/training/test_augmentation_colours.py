@@ -14,7 +14,7 @@ from scipy import ndimage
 from skimage import color, exposure
 
 from wsi_seg.stain import STAINS
-from wsi_seg.training.augmentation import OPERATIONS, Augmentation
+from wsi_seg.training.augmentation import OPERATIONS, Augmentation, sampling_field
 from wsi_seg.training.augmentation.base import Photometric
 
 PHOTOMETRIC = [name for name, kind in OPERATIONS.items() if issubclass(kind, Photometric)]
@@ -60,6 +60,20 @@ def test_a_crop_does_not_depend_on_its_neighbours(name: str, crops: torch.Tensor
     whole = augmentation.coloured(crops.clone(), drawn)
     parts = [augmentation.coloured(crops[k : k + 2].clone(), drawn[k : k + 2]) for k in range(0, 6, 2)]
     assert torch.equal(whole, torch.cat(parts))
+
+
+LEAST: list[tuple[str, Any, int]] = [(name, True, OPERATIONS[name]().least_px()) for name in OPERATIONS]
+LEAST += [("motion_blur", 201, 101), ("box_blur", 201, 101), ("blur", 20, 67), ("clahe", {"tiles": 64}, 65)]
+
+
+@pytest.mark.parametrize(("name", "value", "least_px"), LEAST)
+def test_the_smallest_crop_that_it_is_said_to_need_is_enough(name: str, value: Any, least_px: int) -> None:
+    augmentation = Augmentation(preset="none", **{name: value})
+    assert max(slot.operation.least_px() for slot in augmentation.slots()) == least_px
+    drawn = augmentation.draw(np.random.default_rng(0), least_px)
+    assert torch.isfinite(sampling_field([drawn.warp], torch.device("cpu"))).all()
+    rgb = torch.rand(1, 3, least_px, least_px, generator=torch.Generator().manual_seed(0))
+    assert torch.isfinite(augmentation.coloured(rgb, [drawn])).all()
 
 
 NEUTRAL: dict[str, Any] = {

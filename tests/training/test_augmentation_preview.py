@@ -67,6 +67,28 @@ def test_the_augmentation_of_a_recipe_is_drawn(data: Path, tmp_path: Path) -> No
         draw(recipe, data, tmp_path / "sheet.png")
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--seed", "-1"), "'--seed': -1 is not in the range x>=0"),
+        (("--crop-px", "4000000"), "'--crop-px': 4000000 is not in the range 32<=x<=4096"),
+    ],
+)
+def test_numbers_out_of_range_are_wrong_usage(more: tuple[str, str], said: str, data: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(augment, ["none", "--data", str(data), "--preview", str(tmp_path / "sheet.png"), *more])
+    assert done.exit_code == 2
+    assert said in done.output
+
+
+def test_crops_too_small_for_an_operation_are_told(data: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((Path(__file__).parents[2] / "pipelines" / "effunetpp-default.yaml").read_text())
+    values["augmentation"] = {"preset": "none", "one_of": [{"motion_blur": 71}]}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    with pytest.raises(UsageError, match=r"augmentation\.motion_blur .* crops of 36 px or more, and they have 32"):
+        draw(recipe, data, tmp_path / "sheet.png", "--crop-px", "32")
+
+
 def test_mistakes_are_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'nuclei'"):
         draw("nuclie", data, tmp_path / "sheet.png")

@@ -75,6 +75,15 @@ def test_a_bare_value_is_the_first_setting_and_a_number_a_range_of_one() -> None
     assert augmentation.stain.factor == (1.2, 1.2)
 
 
+def test_numbers_that_yaml_takes_for_text_are_numbers() -> None:
+    bare, alone, both = (
+        read(f"augmentation: {{noise: {value}}}").noise for value in ("1e-2", "{deviation: 1e-2}", "[1e-3, 1e-2]")
+    )
+    assert bare is not None and alone is not None and both is not None
+    assert bare.deviation == alone.deviation == (0.01, 0.01)
+    assert both.deviation == (0.001, 0.01)
+
+
 def test_all_operations_can_be_given() -> None:
     augmentation = Augmentation(preset="none", **dict.fromkeys(OPERATIONS, True))
     assert [slot.name for slot in augmentation.slots()] == list(OPERATIONS)
@@ -100,7 +109,13 @@ def test_all_operations_can_be_given() -> None:
         ("{box_blur: 4}", "must be odd"),
         ("{noise: {p: 2}}", r"augmentation\.noise\.p"),
         ("{flip: diagonal}", "'horizontal' or 'vertical'"),
-        ("{scale: wide}", r"augmentation\.scale\.factor"),
+        ("{scale: wide}", r"augmentation\.scale\.factor: expected a list, got str$"),
+        ("{noise: nan}", r"augmentation\.noise\.deviation\.0: .*finite"),
+        (
+            "{jitter_crop: [0.4, 0.7]}",
+            r"augmentation\.jitter_crop: opposite strips may take 1\.4 of the side; expected",
+        ),
+        ("{jitter_crop: {share: 0.3, right: [0, 0.7]}}", "opposite strips may take 1 of the side"),
         ("[flip]", r"augmentation"),
     ],
 )

@@ -20,7 +20,7 @@ from PIL import Image
 
 import wsi_seg
 from tests.conftest import full_disk
-from tests.training.conftest import RecipeMaker, table, train, weights_of
+from tests.training.conftest import RecipeMaker, assert_same, table, train, weights_of
 from wsi_seg import metrics
 from wsi_seg.bundles import find_bundle, write_separation
 from wsi_seg.config import Separation
@@ -68,6 +68,19 @@ def test_a_killed_run_goes_on_to_the_same_weights(make_recipe: RecipeMaker, disc
     assert any("continuing at step" in line for line in train(path, discs_root, out))
     assert weights_of(out) == weights_of(whole)
     assert (out / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_two_threads_come_to_the_same_weights_again(
+    precision: str, make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    """Of layers wide enough that torch gives both threads a part of each."""
+    network = {"options": {"base_filters": 16, "num_layers": 3, "batch_norm": True}}
+    path = make_recipe(network=network, schedule={"precision": precision, "batch_size": 4})
+    for name in ("first", "second"):
+        train(path, discs_root, tmp_path / name)
+    assert_same(tmp_path / "first", tmp_path / "second")
 
 
 def test_validation_decides_what_is_kept_and_when_to_end(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,16 @@ def test_what_is_no_volume_or_too_large_is_told(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "stack.tif").write_bytes(content[: len(content) // 2])
     with pytest.raises(SlideOpenError, match="cannot be read as a volume"):
         read_volume(str(tmp_path / "stack.tif"), 1.0)
+
+
+def test_a_spacing_that_is_given_wins_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = str(tmp_path / "stack.ome.tif")
+    tifffile.imwrite(path, STACK, ome=True, metadata=OME)
+    with caplog.at_level(logging.WARNING, "wsi_seg"):
+        assert [read_volume(path, spacing=given).spacing for given in (None, 3.1)] == [3.0, 3.1]
+        assert not caplog.messages
+        assert read_volume(path, spacing=9.0).spacing == 9.0
+    assert caplog.messages == [f"{path}: using spacing 9 as given, although the file says 3"]
 
 
 def test_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:

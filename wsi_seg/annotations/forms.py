@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from wsi_seg.annotations.base import Annotation, Form, Options, Shape
@@ -22,6 +23,27 @@ FORMS = Registry(
         "observers": "wsi_seg.annotations.volumes:OBSERVERS",
     },
 )
+
+# of the options that only some forms use, those of each; forms of third parties may use any
+_USED: dict[str, tuple[str, ...]] = {
+    "aperio-xml": (),
+    "brecahad": ("radius_um",),
+    "brca-m2c": ("radius_um",),
+    "colours": ("tolerance",),
+    "binary": (),
+    "labels": (),
+    "qupath": (),
+    "observers": ("merge",),
+}
+
+
+def refuse_unused(form: str, given: Iterable[str]) -> None:
+    """Raise UsageError where one of the options that are given is for other forms."""
+    for option in given:
+        users = [name for name, used in _USED.items() if option in used]
+        if form in _USED and users and form not in users:
+            fact = f"--{option.replace('_', '-')} is not used by the form {form}, only by {' and '.join(users)}"
+            raise UsageError(f"{fact}; leave it out, or choose another --form")
 
 
 def read_annotation(form: Form, path: str | Path, shape: Shape, options: Options | None = None) -> Annotation:

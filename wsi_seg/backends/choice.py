@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import logging
 import warnings
+from typing import get_args
 
 from wsi_seg.architectures import dimensions_of
 from wsi_seg.backends.network import BackendChoice, Device, DeviceChoice, Network
@@ -21,11 +22,18 @@ PROVEN = ("effunetpp",)
 _SHARE = 0.25  # of the memory that there is, which the layers may take at most
 
 
+def check_choice(given: object, choices: object, what: str) -> None:
+    """Raise UsageError unless `given` is a value of the Literal `choices`, which Python itself does not check."""
+    if given not in get_args(choices):
+        raise UsageError(f"{what} is {given!r}; expected one of {', '.join(get_args(choices))}")
+
+
 def choose_device(wanted: DeviceChoice) -> Device:
     """Return the device to use; UsageError where CUDA is asked for and cannot be had.
 
     A GPU that is there and cannot be used is warned of: nobody wants to find out from the speed.
     """
+    check_choice(wanted, DeviceChoice, "--device")
     if wanted == "cpu" or (wanted == "auto" and not _has_cuda_driver()):
         return "cpu"
     problem = _cuda_problem()
@@ -64,7 +72,7 @@ def load_onto(
     ModelError: the weights are not what model.yaml says. UsageError: the device or the backend is not to be had.
     """
     chosen = choose_device(device)
-    if _uses_openvino(bundle.spec, chosen, backend):
+    if uses_openvino(bundle.spec, chosen, backend):
         from wsi_seg.backends.openvino import OpenVinoNetwork
 
         return OpenVinoNetwork.load(bundle, _SHARE * (memory or machine_bytes()))
@@ -73,7 +81,9 @@ def load_onto(
     return TorchNetwork.load(bundle, chosen)
 
 
-def _uses_openvino(spec: ModelSpec, device: Device, backend: BackendChoice) -> bool:
+def uses_openvino(spec: ModelSpec, device: Device, backend: BackendChoice) -> bool:
+    """Tell whether OpenVINO computes, and not torch; UsageError where what is asked for is not to be had."""
+    check_choice(backend, BackendChoice, "--backend")
     installed = importlib.util.find_spec("openvino") is not None
     if backend != "openvino":
         return backend == "auto" and device == "cpu" and installed and spec.architecture in PROVEN

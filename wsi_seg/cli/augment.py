@@ -25,11 +25,11 @@ _CROP_PX = 256
 )
 @click.option("--preview", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The PNG to write.")
 @click.option("--mpp", type=float, help="Micrometres per pixel of images for which items.csv does not say it.")
-@click.option("--crop-px", type=click.IntRange(32), help="Side of a crop.  [default: the recipe's, or 256]")
+@click.option("--crop-px", type=click.IntRange(32, 4096), help="Side of a crop.  [default: the recipe's, or 256]")
 @click.option(
     "--crops", type=click.IntRange(1), default=8, show_default=True, help="How many crops to draw at the end."
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Of what is drawn at random.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of what is drawn at random.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 def augment(
     what: str, data: Path, preview: Path, mpp: float | None, crop_px: int | None, crops: int, seed: int, verbose: bool

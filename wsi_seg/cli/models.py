@@ -16,7 +16,8 @@ import click
     help="Download an encoder's ImageNet weights into FILE.safetensors, for encoder_weights of a recipe on a machine "
     "without a network.",
 )
-def models(save_encoder: tuple[str, Path] | None) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
+def models(save_encoder: tuple[str, Path] | None, verbose: bool) -> None:
     """List the models that --model takes by name, with resolution, licence and scores."""
     if save_encoder is None:
         _list()

@@ -24,16 +24,29 @@ BACKEND = click.option(
 )
 
 
-def _allow_gigapixels(context: click.Context, parameter: click.Parameter, limit: float | None) -> None:
+def _allow_gigapixels(context: click.Context, parameter: click.Parameter, limit: float | None) -> float | None:
+    """Set the limit at once: the process that tries slides out may be started before anything else, and inherits it."""
     if limit is not None:
         from wsi_seg.slides.limits import set_gigapixels
 
         set_gigapixels(limit)
+    return limit
 
+
+MAX_GIGAPIXELS = click.option(
+    "--max-gigapixels",
+    type=float,
+    callback=_allow_gigapixels,
+    help="Refuse slides that claim more pixels, as damaged ones may; 200 where nothing is said.",
+)
 
 _RUN_OPTIONS = (
     click.option("--model", default="effunetpp", show_default=True, help="Name of a model, or the folder of a bundle."),
-    click.option("--mpp", type=float, help="Micrometres per pixel at level 0, for slides whose manifest gives none."),
+    click.option(
+        "--mpp",
+        type=float,
+        help="Micrometres per pixel at level 0, for slides whose manifest gives none; wins over what the file says.",
+    ),
     DEVICE,
     BACKEND,
     click.option(
@@ -75,13 +88,7 @@ _RUN_OPTIONS = (
         help="Show slides to the network in this target's stain, see `wsi-seg stain fit`; none: in their own.  "
         "[default: the model's target, if it has one]",
     ),
-    click.option(
-        "--max-gigapixels",
-        type=float,
-        expose_value=False,
-        callback=_allow_gigapixels,
-        help="Refuse slides that claim more pixels, as damaged ones may.  [default: 200]",
-    ),
+    MAX_GIGAPIXELS,
 )
 
 

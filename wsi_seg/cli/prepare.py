@@ -29,9 +29,7 @@ _COLOUR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
     "--classes", default="", help="Classes in order: tumor,stroma; with colours: tumor=#ff0000,stroma=#00ff00."
 )
 @click.option("--tolerance", type=float, help="How far a pixel may be from the colour of its class.  [default: 30]")
-@click.option(
-    "--merge", default="union", show_default=True, help="Of observers: union, intersection, majority, staple."
-)
+@click.option("--merge", help="Of observers: union, intersection, majority, staple.  [default: union]")
 @click.option("--allow-empty", is_flag=True, help="Images without any nucleus are right.")
 @click.option("--group-from", metavar="REGEX", help="Finds the patient or specimen in an image's name.")
 @click.option("--source", default="", help="Where the images come from.  [default: name of the dataset]")
@@ -42,9 +40,9 @@ _COLOUR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
     help="CSV with a column name, and any of group, source, mpp, licence, spacing: what differs from image to image.",
 )
 @click.option("--volumes", is_flag=True, help="Keep stacks whole, to train on volumes; without it slices are images.")
-@click.option("--spacing", type=float, help="Micrometres from slice to slice of volumes.")
+@click.option("--spacing", type=float, help="Micrometres from slice to slice of volumes; with --volumes.")
 @click.option("--split", metavar="SHARES", default="", help="Also split by groups, such as train=0.8,valid=0.2.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the split.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split.")
 @click.option("--stain-norm", metavar="FILE", help="Normalise the images to this target, see `wsi-seg stain fit`.")
 @click.option("-v", "--verbose", is_flag=True, help="Show all of an error.")
 def prepare(images: Path, annotations: Path, form: str, out: Path, **given: Any) -> None:  # noqa: ANN401
@@ -53,14 +51,18 @@ def prepare(images: Path, annotations: Path, form: str, out: Path, **given: Any)
     Forms: aperio-xml, brecahad, brca-m2c, colours, binary, labels, qupath, observers.
     """
     from wsi_seg.annotations.base import Options
+    from wsi_seg.annotations.forms import refuse_unused
     from wsi_seg.config import check
     from wsi_seg.prepare import STAIN_FILE, Facts
     from wsi_seg.prepare import prepare as write_dataset
     from wsi_seg.stain.normaliser import choose_target
 
     classes, colours = parse_classes(given["classes"])
-    chosen = {key: given[key] for key in ("mpp", "radius_um", "tolerance") if given[key] is not None}
-    chosen |= {"classes": classes, "colours": colours, "merge": given["merge"], "allow_empty": given["allow_empty"]}
+    chosen = {key: given[key] for key in ("mpp", "radius_um", "tolerance", "merge") if given[key] is not None}
+    refuse_unused(form, chosen)
+    if given["spacing"] is not None and not given["volumes"]:
+        raise UsageError("--spacing is of volumes, and without --volumes slices are images; give both or neither")
+    chosen |= {"classes": classes, "colours": colours, "allow_empty": given["allow_empty"]}
     facts = Facts(
         source=given["source"],
         licence=given["licence"],

@@ -30,7 +30,7 @@ from wsi_seg.cli.options import SLIDES, run_options
     metavar="SIZE",
     help="Memory that a worker may take, such as 4GB; the sizes of blocks and batches follow from it.",
 )
-@click.option("--spacing", type=float, help="Micrometres from slice to slice of volumes, where the file does not say.")
+@click.option("--spacing", type=float, help="Micrometres from slice to slice of volumes; wins over what the file says.")
 @click.option("--overwrite", is_flag=True, help="Start anew where results or half-made results exist.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and more messages.")
 def run(slides: tuple[str, ...], verbose: bool, **options: Any) -> None:  # noqa: ANN401

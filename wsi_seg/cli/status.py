@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,14 +17,14 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known of every slide as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 def status(out: str, as_json: bool, verbose: bool) -> None:
-    """Show how OUT stands, the output folder of runs that go on or have ended: slides that are done, in work, failed
-    and waiting, the rate and the time left.
+    """Show how OUT stands, the output folder of runs that go on or have ended (or their --work, where --out was a URL):
+    slides that are done, in work, failed and waiting, the rate and the time left.
 
     Only files are read, so it works on any machine that sees the folder. Exit code: 0, or 2 where there is no run.
     """
-    from wsi_seg.engine.status import read_status
+    from wsi_seg.engine.status import read_status, run_folder
 
-    found = read_status(Path(out))
+    found = read_status(run_folder(out))
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=1))
         return

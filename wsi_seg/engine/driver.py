@@ -372,7 +372,10 @@ class Driver:
 
     def _identity(self, slide: _Slide) -> dict[str, object]:
         fingerprint = slide.plan.fingerprint if slide.plan else None
-        return identity_of(slide.source, self._bundle.spec, self._settings, fingerprint)
+        settings = self._settings
+        if slide.source.volume:  # grey, so a model's own target is not used
+            settings = settings.model_copy(update={"stain": None})
+        return identity_of(slide.source, self._bundle.spec, settings, fingerprint)
 
 
 def check_out(out: Path) -> None:

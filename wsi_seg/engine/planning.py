@@ -59,7 +59,7 @@ def plan_opened(slide: Slide, source: SlideSource, model: ModelSpec, settings: R
         blocks=make_blocks(plane.box_mp, settings.block_px, halo_px, active, model.step_px),
         model=model,
         settings=settings,
-        stain=_stain(source.path, plane, tissue, settings),
+        stain=_stain(slide, plane, tissue, settings),
     )
     return plane, plan
 
@@ -72,21 +72,27 @@ def reopen(plan: SlidePlan) -> tuple[Slide, Plane]:
 
 
 def slide_tissue(slide: Slide, settings: RunSettings) -> npt.NDArray[np.bool_]:
-    """Return the tissue of the whole slide, (Y, X) bool at about TISSUE_UM_PER_PX."""
-    if settings.tissue == "all":
-        return np.ones((1, 1), np.bool_)
+    """Return what is to be done of the whole slide, (Y, X) bool at about TISSUE_UM_PER_PX or coarser."""
+    return np.ones((1, 1), np.bool_) if settings.tissue == "all" else _seen_tissue(slide)
+
+
+def _seen_tissue(slide: Slide) -> npt.NDArray[np.bool_]:
     width_um, height_um = (side * slide.require_mpp() for side in slide.dimensions_l0)
     coarse_enough = math.sqrt(width_um * height_um / MOST_TISSUE_PX)
     thumbnail_rgb, scale_l0 = slide.thumbnail(mpp=max(TISSUE_UM_PER_PX, coarse_enough))
     return find_tissue(thumbnail_rgb, slide.require_mpp() * scale_l0)
 
 
-def _stain(path: str, plane: Plane, tissue: npt.NDArray[np.bool_], settings: RunSettings) -> StainProfile | None:
-    if settings.stain is None or not tissue.any():
+def _stain(slide: Slide, plane: Plane, tissue: npt.NDArray[np.bool_], settings: RunSettings) -> StainProfile | None:
+    if settings.stain is None:
+        return None
+    if settings.tissue == "all" and (seen := _seen_tissue(slide)).any():
+        tissue = seen  # squares all over the slide would be glass where most of it is
+    if not tissue.any():
         return None
     stain = slide_stain(plane.array, tissue, settings.stain.method)
     if stain is None:
-        log.warning("%s: its stain cannot be told from its tissue; it is not normalised", path)
+        log.warning("%s: its stain cannot be told from its tissue; it is not normalised", slide.path)
     return stain
 
 

@@ -23,7 +23,7 @@ class Request:
 
     id: of the command it was first asked by; "" until it is recorded. model: folder of the bundle.
     settings: of `config.RunSettings`, as the user gave them. how: executor, address, device, backend,
-    batch_size and memory, which results do not depend on but for device and backend.
+    batch_size, memory, max_gigapixels and store, which results do not depend on but for device and backend.
     """
 
     model: str
@@ -47,9 +47,17 @@ class Request:
         return recorded
 
     def with_changes(self, settings: Mapping[str, Any], how: Mapping[str, Any]) -> Self:
-        """Return the request with what is not None of others."""
+        """Return the request with what is not None of others.
+
+        An address implies Ray, and the local executor no address, so that one is enough to go from here to there.
+        """
         given = [{key: value for key, value in new.items() if value is not None} for new in (settings, how)]
-        return replace(self, settings={**self.settings, **given[0]}, how={**self.how, **given[1]})
+        implied: dict[str, Any] = {}
+        if "address" in given[1]:
+            implied = {"executor": "ray"}
+        elif given[1].get("executor") == "local":
+            implied = {"address": None}
+        return replace(self, settings={**self.settings, **given[0]}, how={**self.how, **implied, **given[1]})
 
 
 def requests_of(out: Path) -> list[Request]:

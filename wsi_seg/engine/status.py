@@ -62,6 +62,13 @@ class Status:
         return {"counts": counts, **rate, "slides": [asdict(slide) for slide in self.slides]}
 
 
+def run_folder(out: str | Path) -> Path:
+    """Return the folder whose runs are asked about; UsageError for a URL, where nothing of them is recorded."""
+    if "://" in str(out):
+        raise UsageError(f"{out}: is a URL, where no run is recorded; give the folder that it had as --work")
+    return Path(out)
+
+
 def read_status(out: Path) -> Status:
     """Tell how an output folder stands, having changed nothing. UsageError where nothing was ever asked for there."""
     sources = {source.name: source for request in _requests(out) for source in request.sources}

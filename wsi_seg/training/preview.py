@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from wsi_seg.dataset import Item
-from wsi_seg.errors import OutputError
+from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.sheet import Cell, colour_of, draw_sheet
 from wsi_seg.training.augmentation import Augmentation
 from wsi_seg.training.augmentation.base import Operation
@@ -22,8 +22,12 @@ def draw_preview(
     """Write a PNG of one crop as it is, under each operation alone, and of `count` crops under all; return its cells.
 
     The outline of the annotation is drawn after augmentation, so it shows whether it moves with the image. At most
-    `count` images are read.
+    `count` images are read. UsageError where an operation needs larger crops.
     """
+    for name, _, operation in augmentation.slots():
+        if (least := operation.least_px()) > crop_px:
+            fact = f"as it is set needs crops of {least} px or more, and they have {crop_px}"
+            raise UsageError(f"augmentation.{name} {fact}; give a larger --crop-px, or change it")
     chosen = [items[k * len(items) // count] for k in range(count)] if len(items) > count else items
     none = Augmentation(preset="none")
     crops = Crops([(chosen, 1.0)], seed=seed, crop_px=crop_px, mpp=mpp, augmentation=none, on_nuclei=1.0)

@@ -258,7 +258,7 @@ def _test(plan: Plan, bundles: Mapping[str, Path], items: Sequence[Item], where:
     if all((out / name).is_file() for name in ("summary.json", "index.html")):  # an older test, not something else
         shutil.rmtree(out)
     tell(f"testing on {len(items)} images")
-    folders = [str(folder) for folder in bundles.values()]
+    folders = [str(folder.absolute()) for folder in bundles.values()]  # no name, which may be a shipped model's
     if len(folders) > 1:
         comparison = compare_into(out, folders, lambda model: _scored(model, items, where), items)
         means = {name: summary.overall for name, summary in comparison.summaries.items()}

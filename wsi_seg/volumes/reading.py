@@ -7,6 +7,7 @@ RGB picture and a single plane are slides.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,13 @@ from zarr.storage import LocalStore
 from wsi_seg.errors import SlideOpenError
 from wsi_seg.slides.base import OR_CONVERT
 from wsi_seg.slides.fingerprint import digest_of, file_digest
-from wsi_seg.slides.mpp import require_mpp, settle_mpp
+from wsi_seg.slides.mpp import ANISOTROPY_TOLERANCE, require_mpp, settle_mpp
 from wsi_seg.slides.paths import is_zarr
 from wsi_seg.slides.tiff_check import has_more_directories
 from wsi_seg.slides.tiff_reader import check_ome, mpp_xy, spacing_um
 from wsi_seg.slides.zarr_reader import Opened, open_array, open_image
+
+log = logging.getLogger("wsi_seg")
 
 Voxels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
@@ -74,7 +77,8 @@ def is_volume(path: str) -> bool:
 def read_volume(path: str, mpp: float | None = None, spacing: float | None = None) -> Volume:
     """Read a volume whole.
 
-    mpp, spacing: micrometres per voxel along y and x, and along z; they win over the file's own.
+    mpp, spacing: micrometres per voxel along y and x, and along z; they win over the file's own, with a
+    warning where they differ.
     Raises SlideOpenError where it is no volume, damaged, too large or not 8 or 16 bits, MppError where its pixel size
     is unknown.
     """
@@ -87,7 +91,7 @@ def read_volume(path: str, mpp: float | None = None, spacing: float | None = Non
         raise SlideOpenError(path, f"{fact}; {OR_CONVERT}") from error
     values, xy, z = read
     settled = require_mpp(path, settle_mpp(path, mpp, xy))
-    return Volume(path, values, settled, spacing or z, fingerprint_of(path))
+    return Volume(path, values, settled, _settle_spacing(path, spacing, z), fingerprint_of(path))
 
 
 def fingerprint_of(path: str) -> str:
@@ -96,6 +100,15 @@ def fingerprint_of(path: str) -> str:
         return file_digest(path)
     level = _open_zarr(path).levels[0]
     return digest_of([repr((level.shape, str(level.dtype))).encode(), np.asarray(level[:]).tobytes()])
+
+
+def _settle_spacing(path: str, given: float | None, in_file: float | None) -> float | None:
+    """Return the user's spacing, else the file's."""
+    if given is None or in_file is None:
+        return in_file if given is None else given
+    if abs(given - in_file) > ANISOTROPY_TOLERANCE * in_file:
+        log.warning("%s: using spacing %.4g as given, although the file says %.4g", path, given, in_file)
+    return given
 
 
 Read = tuple[Voxels, tuple[float, float] | None, float | None]

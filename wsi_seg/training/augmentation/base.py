@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from wsi_seg.training.augmentation.warp import Warp
 
 
 def _pair(value: object) -> object:
-    """A single number is a range of that number alone."""
+    """A single number is a range of that number alone; YAML gives one such as 1e-2 as text."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
     return (value, value) if isinstance(value, int | float) else value
 
 

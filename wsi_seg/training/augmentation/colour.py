@@ -51,6 +51,9 @@ class RandStainNA(Photometric):
         spreads = [max(1.0, rng.normal(*of)) for of in self.spread]
         return (*means, *spreads, rng.uniform(*self.share))
 
+    def least_px(self) -> int:
+        return 2  # a single pixel has no spread
+
     def apply(self, rgb: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         lab = rgb_to_lab(rgb)
         # crop by crop, so that a crop does not depend on which others are in the batch

@@ -59,6 +59,9 @@ class MotionBlur(Photometric):
     def draw(self, rng: np.random.Generator) -> tuple[float, ...]:
         return (rng.uniform(0, 180),)
 
+    def least_px(self) -> int:
+        return self.px // 2 + 1
+
     def apply(self, rgb: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         degrees = drawn[:, 0].to(device=rgb.device, dtype=rgb.dtype)
         return motion_blur(rgb, self.px, degrees, torch.zeros_like(degrees), mode="bilinear")
@@ -76,6 +79,9 @@ class Sharpen(Photometric):
 
     def draw(self, rng: np.random.Generator) -> tuple[float, ...]:
         return rng.uniform(*self.amount), rng.uniform(*self.lightness)
+
+    def least_px(self) -> int:
+        return 2
 
     def apply(self, rgb: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         amount, lightness = each(drawn[:, 0], rgb), each(drawn[:, 1], rgb)

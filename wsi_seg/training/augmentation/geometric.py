@@ -5,12 +5,12 @@ Lengths are in pixels of the crop, or shares of its side where so said. What com
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from scipy.interpolate import CubicSpline
 
 from wsi_seg.training.augmentation.base import Amounts, Factors, Geometric, Range, draw_factor
@@ -138,6 +138,13 @@ class JitterCrop(Geometric):
     share: Amounts = (0.0, 0.05)
     right: Amounts | None = None
 
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Self:
+        cut = self.share[1] + max(self.share[1], (self.right or self.share)[1])
+        if cut >= 1:
+            raise ValueError(f"opposite strips may take {cut:g} of the side; expected less than 1 together")
+        return self
+
     def bend(self, warp: Warp, rng: np.random.Generator) -> Warp:
         left, top, bottom = rng.uniform(*self.share, 3)
         right = rng.uniform(*(self.right or self.share))
@@ -153,6 +160,9 @@ class GridElastic(Geometric):
 
     largest_px: float = Field(4.0, ge=0)
     points: int = Field(5, ge=4)
+
+    def least_px(self) -> int:
+        return 2  # a single pixel has no room for points
 
     def bend(self, warp: Warp, rng: np.random.Generator) -> Warp:
         coarse = rng.uniform(-self.largest_px, self.largest_px, (2, self.points, self.points))
