@@ -11,7 +11,7 @@ demo: setup
 test: lint
 	$(BIN)/pytest
 
-# three quarters of an hour on 2 idle cores; writes benchmarks/README.md
+# an hour on 2 idle cores; writes benchmarks/README.md
 bench: setup
 	$(BIN)/python -m benchmarks.stages
 	$(BIN)/python -m benchmarks.throughput

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from safetensors.numpy import save
 
-from wsi_seg.bundles import bundles_folder, find_bundle, read_bundle, shipped_names
+from wsi_seg.bundles import bundles_folder, find_bundle, read_bundle, shipped_names, start_of
 from wsi_seg.errors import ModelError
 from wsi_seg.nets import load_network
 
@@ -164,6 +164,8 @@ def test_a_name_that_a_folder_has_too_is_refused_and_a_path_is_the_folder(
     for path in (Path("effunetpp"), "./effunetpp", "effunetpp/", own):
         assert find_bundle(path).folder.absolute() == own
     assert find_bundle(str(bundles_folder() / "effunetpp")).spec.name == "effunetpp"
+    assert start_of("effunetpp").spec.name == "effunetpp", "a training goes on whose --out has the name it began with"
+    assert start_of("./effunetpp").folder.absolute() == own
 
 
 def test_a_folder_of_something_else_takes_no_name_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

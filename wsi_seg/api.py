@@ -36,7 +36,7 @@ from wsi_seg.process import prepare_for_computing
 from wsi_seg.records import Block, SlidePlan, SlideResult
 from wsi_seg.slides.array_reader import ArraySlide
 from wsi_seg.slides.inputs import SlideSource, find_slides
-from wsi_seg.slides.limits import set_gigapixels
+from wsi_seg.slides.limits import gigapixels, set_gigapixels
 from wsi_seg.slides.mpp import check_mpp
 from wsi_seg.slides.resample import to_size
 from wsi_seg.stain.normaliser import choose_target
@@ -164,7 +164,7 @@ def run(
     out: a folder, or the URL of a place in an object store; work: then, the folder where slides are done.
     stain_norm: file of the target that slides are normalised to, "none", or None for the model's own, if it has one.
     memory: such as "4GB": what each worker may take, see `engine.memory`.
-    max_gigapixels: what slides may claim, here and in later runs of this process; None for 200, or what was set before.
+    max_gigapixels: what slides may claim; None for 200.
     settings: block_px, zarr_format, measurements, allow_upsampling, tissue, qupath_bounds; see `config.RunSettings`.
     Returns what became of each slide. A slide that fails does not stop the others. UsageError: nothing was started.
     """
@@ -222,7 +222,11 @@ def retry(
 def _do(request: Request, out: Path, progress: Progress, anew: Collection[str]) -> list[SlideResult]:
     """Do what is asked for; the results of slides `anew` are removed first."""
     _check_how(request.how)
-    _allow_gigapixels(request.how.get("max_gigapixels"))
+    with gigapixels(request.how.get("max_gigapixels")):
+        return _done(request, out, progress, anew)
+
+
+def _done(request: Request, out: Path, progress: Progress, anew: Collection[str]) -> list[SlideResult]:
     bundle, how, sources = find_bundle(request.model), request.how, list(request.sources)
     check_out(out)
     progress.starting(f"{'starting Ray and ' if how['executor'] == 'ray' else ''}loading {bundle.spec.name}")
@@ -268,7 +272,8 @@ def plan(
     bundle = find_bundle(model)
     _check_dimensions(sources, bundle.spec)
     settings = _with_stain(settings, stain_norm, bundle.spec, sources)
-    _allow_gigapixels(max_gigapixels)
+    if max_gigapixels is not None:
+        set_gigapixels(max_gigapixels)  # for good, since slides are planned when they are asked for
     prepare_for_computing()
     chosen = run_settings(settings, choose_device(device))
     uses_openvino(bundle.spec, chosen.device, backend)  # what is wrong with the backend is said without timing too
@@ -288,7 +293,7 @@ def _with_stain(
     volumes = [source.path for source in sources if source.volume]
     if volumes and target not in (None, model.stain):
         fact = "is a volume, which is grey, and --stain-norm is for slides in colour"
-        raise UsageError(f"{volumes[0]}: {fact}; leave one of them out")
+        raise UsageError(f"{volumes[0]}: {fact}; leave --stain-norm out, or the volumes")
     return {**settings, "stain": target}
 
 
@@ -335,12 +340,6 @@ def _check_um(mpp: float | None, spacing: float | None, dashes: str = "") -> Non
 def _check_number(value: object, what: str) -> None:
     if not isinstance(value, Real):
         raise UsageError(f"{what} is {value!r}; expected a number, such as 0.25")
-
-
-def _allow_gigapixels(limit: float | None) -> None:
-    if limit is not None:
-        _check_number(limit, "--max-gigapixels")
-        set_gigapixels(limit)
 
 
 def _check_how(how: Mapping[str, Any]) -> None:

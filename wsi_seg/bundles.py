@@ -56,6 +56,15 @@ def find_bundle(model: str | Path) -> Bundle:
     return bundle
 
 
+def start_of(init_from: str) -> Bundle:
+    """Find the bundle that a recipe begins with: of a mere name the shipped one, whatever lies in the working folder.
+
+    What is trained there may have that name by now, and Ray's workers have other working folders.
+    """
+    shipped = bundles_folder() / init_from
+    return find_bundle(shipped if "/" not in init_from and (shipped / SPEC_FILE).is_file() else init_from)
+
+
 def read_bundle(folder: Path) -> Bundle:
     """Read and check model.yaml alone."""
     path = folder / SPEC_FILE

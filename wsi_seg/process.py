@@ -56,9 +56,16 @@ def keep_ray_here() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def pass_on(variable: str, value: str) -> None:
-    """Set a variable of the environment for this process and for the workers that it starts, on other machines too."""
-    os.environ[variable] = ENVIRONMENT[variable] = value
+def pass_on(variable: str, value: str | None) -> None:
+    """Set a variable of the environment for this process and for the workers that it starts, on other machines too.
+
+    None: they have none.
+    """
+    if value is None:
+        os.environ.pop(variable, None)
+        ENVIRONMENT.pop(variable, None)
+    else:
+        os.environ[variable] = ENVIRONMENT[variable] = value
 
 
 def number_from(variable: str, usual: float) -> float:

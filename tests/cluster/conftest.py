@@ -27,7 +27,7 @@ def cluster() -> Iterator[LocalCluster]:
     # commands of this environment, as on a machine where it is activated
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {"PATH": path, "RAY_worker_niceness": "0"}  # else workers wait for whatever else runs here
-    with LocalCluster("a", "b", dashboard=True, environment=environment) as cluster:
+    with LocalCluster("a", "b", dashboard=True, environment=environment, lifetime_s=3600) as cluster:
         yield cluster
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +77,12 @@ def test_many_tissues_on_one_canvas_are_the_same_in_blocks_and_in_one(
     assert len(np.unique(labels[across, 511])) > 5, "some nuclei cross the border"
 
 
-def _kill_when(command: list[str], reached: Callable[[], bool], limit_s: float) -> bool:
+def _kill_when(
+    command: list[str], reached: Callable[[], bool], limit_s: float, environment: Mapping[str, str] | None = None
+) -> bool:
     """Start the command in a process group of its own and SIGKILL the group once `reached`; False if it ended first."""
     quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True) as process:
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True, env=environment) as process:
         end = time.monotonic() + limit_s
         while process.poll() is None and not reached() and time.monotonic() < end:
             time.sleep(0.005)
@@ -94,14 +96,20 @@ def _kill_when(command: list[str], reached: Callable[[], bool], limit_s: float) 
 def test_the_command_as_it_is_given_first(
     phantoms: Path, stub: Path, quiet: Path, digest: Digest, tmp_path: Path
 ) -> None:
-    """Without --executor: the command starts Ray, and ends what it has started."""
+    """Without --executor: the command starts Ray, goes on when it was killed, and ends what it has started."""
     mark = uuid.uuid4().hex
-    words = [*PROGRAM, "run", str(phantoms), "--model", str(stub), "--out", str(tmp_path)]
-    done = subprocess.run(words, env={**os.environ, MARK: mark}, capture_output=True, text=True, check=False)
+    # Ray's workers would wait for whatever else runs here
+    environment = {**os.environ, MARK: mark, "RAY_worker_niceness": "0"}
+    words = [*PROGRAM, "run", str(phantoms), "--model", str(stub), "--out", str(tmp_path), "--block-px", "512"]
+    words += ["--device", "cpu"]
+    assert _kill_when(words, lambda: any(tmp_path.glob(".work/*/blocks/[!.]*.block")), 120, environment)
+    assert not all((tmp_path / name).exists() for name in "abc")
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "3 of 3 slides done" in done.stdout
-    environment = json.loads((tmp_path / "a" / "run.json").read_text())["environment"]
-    assert (environment["executor"], environment["workers"]) == ("ray", 1)
+    recorded = [json.loads((tmp_path / name / "run.json").read_text()) for name in "abc"]
+    assert {(each["environment"]["executor"], each["environment"]["workers"]) for each in recorded} == {("ray", 1)}
+    assert sum(each["counts"]["blocks_resumed"] for each in recorded) > 0
     assert {name: digest(tmp_path / name) for name in "abc"} == {name: digest(quiet / name) for name in "abc"}
     end_s = time.monotonic() + 30
     while marked(mark) and time.monotonic() < end_s:

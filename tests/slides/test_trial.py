@@ -11,6 +11,7 @@ import pytest
 from wsi_seg.api import run
 from wsi_seg.errors import SlideOpenError
 from wsi_seg.slides import trial
+from wsi_seg.slides.limits import gigapixels
 from wsi_seg.testing.killer import resident_mb
 from wsi_seg.testing.phantom import Phantom
 from wsi_seg.testing.phantom_files import write_tiff
@@ -107,3 +108,13 @@ def test_the_helper_keeps_no_tiles(slide: str) -> None:
         trial.try_out(copy)
     assert trial.helper_id() == process
     assert resident_mb(process) < before_mb + 20
+
+
+def test_another_limit_holds_for_it_too(slide: str) -> None:
+    trial.try_out(slide)
+    before = trial.helper_id()
+    trial.try_out(slide)
+    assert trial.helper_id() == before
+    with gigapixels(1):
+        trial.try_out(slide)
+        assert trial.helper_id() != before

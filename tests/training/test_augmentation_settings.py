@@ -34,7 +34,7 @@ def test_without_a_word_it_is_that_for_nuclei() -> None:
     assert Recipe().augmentation == read("augmentation: nuclei") == read("augmentation: {preset: nuclei}")
     assert given(Recipe().augmentation) == {
         *("flip", "quarter_turn", "rotate", "scale", "grid_elastic"),
-        *("stain", "blur", "gamma", "contrast", "brightness", "noise"),
+        *("stain", "randstainna", "blur", "gamma", "contrast", "brightness", "hue_saturation", "noise"),
     }
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.untrusted.conftest import refusal
 from wsi_seg.errors import SlideOpenError, UsageError
 from wsi_seg.slides import open_slide
-from wsi_seg.slides.limits import check_area, set_gigapixels
+from wsi_seg.slides.limits import check_area, gigapixels, set_gigapixels
 from wsi_seg.testing.phantom import Phantom
 from wsi_seg.testing.phantom_files import write_tiff
 
@@ -90,6 +90,9 @@ class TestSize:
         Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
         set_gigapixels(59e-6)
         assert "claims 300 x 200 pixels, and at most 5.9e-05 gigapixels" in refusal(tmp_path / "a.png")
+        with gigapixels(61e-6), gigapixels(None):
+            open_slide(str(tmp_path / "a.png"), mpp=0.5).close()
+        assert "at most 5.9e-05 gigapixels" in refusal(tmp_path / "a.png"), "for a while alone"
         set_gigapixels(60e-6)
         slide = open_slide(str(tmp_path / "a.png"), mpp=0.5)
         with pytest.raises(SlideOpenError, match="claims 600 x 400 pixels"):

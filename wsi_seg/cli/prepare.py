@@ -61,7 +61,8 @@ def prepare(images: Path, annotations: Path, form: str, out: Path, **given: Any)
     chosen = {key: given[key] for key in ("mpp", "radius_um", "tolerance", "merge") if given[key] is not None}
     refuse_unused(form, chosen)
     if given["spacing"] is not None and not given["volumes"]:
-        raise UsageError("--spacing is of volumes, and without --volumes slices are images; give both or neither")
+        fact = "--spacing is of volumes, and without --volumes slices are images"
+        raise UsageError(f"{fact}; add --volumes, or leave --spacing out")
     chosen |= {"classes": classes, "colours": colours, "allow_empty": given["allow_empty"]}
     facts = Facts(
         source=given["source"],

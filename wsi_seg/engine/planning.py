@@ -86,12 +86,11 @@ def _seen_tissue(slide: Slide) -> npt.NDArray[np.bool_]:
 def _stain(slide: Slide, plane: Plane, tissue: npt.NDArray[np.bool_], settings: RunSettings) -> StainProfile | None:
     if settings.stain is None:
         return None
-    if settings.tissue == "all" and (seen := _seen_tissue(slide)).any():
-        tissue = seen  # squares all over the slide would be glass where most of it is
-    if not tissue.any():
-        return None
-    stain = slide_stain(plane.array, tissue, settings.stain.method)
-    if stain is None:
+    # squares all over the slide would be glass where most of it is; the whole only where what is seen tells nothing
+    masks = [_seen_tissue(slide), tissue] if settings.tissue == "all" else [tissue]
+    stains = (slide_stain(plane.array, mask, settings.stain.method) for mask in masks if mask.any())
+    stain = next((stain for stain in stains if stain is not None), None)
+    if stain is None and tissue.any():
         log.warning("%s: its stain cannot be told from its tissue; it is not normalised", slide.path)
     return stain
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
 
 from wsi_seg.errors import SlideOpenError, UsageError
 from wsi_seg.process import number_from, pass_on
@@ -19,9 +22,21 @@ MOST_IN_CHUNK = 3 * 180_000_000
 
 def set_gigapixels(limit: float) -> None:
     """Set the limit for this process and those that it starts, Ray's on other machines included."""
-    if not (math.isfinite(limit) and limit > 0):
+    if not (isinstance(limit, Real) and math.isfinite(limit) and limit > 0):
         raise UsageError(f"--max-gigapixels is {limit}; expected a number above 0, such as {GIGAPIXELS:g}")
     pass_on(VARIABLE, repr(limit))
+
+
+@contextmanager
+def gigapixels(limit: float | None) -> Iterator[None]:
+    """Set the limit meanwhile; None leaves it as it is."""
+    before = os.environ.get(VARIABLE)
+    if limit is not None:
+        set_gigapixels(limit)
+    try:
+        yield
+    finally:
+        pass_on(VARIABLE, before)
 
 
 def check_levels(path: str, level_dimensions: Sequence[tuple[int, int]]) -> None:

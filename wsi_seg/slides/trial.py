@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING
 
 from wsi_seg.errors import SlideOpenError
 from wsi_seg.process import number_from
+from wsi_seg.slides.limits import VARIABLE
 
 if TYPE_CHECKING:
     from wsi_seg.slides.base import Slide
@@ -107,17 +108,23 @@ class _Helper:
 
 
 _lock = threading.Lock()
-_kept: tuple[int, _Helper] | None = None
+_Owner = tuple[int, str | None]
+_kept: tuple[_Owner, _Helper] | None = None
+
+
+def _owner() -> _Owner:
+    """Return this process's id, and the limit that its helper has been started with."""
+    return os.getpid(), os.environ.get(VARIABLE)
 
 
 def _helper() -> _Helper:
-    """Return this process's helper, a new one where there is none or it has ended."""
+    """Return this process's helper, a new one where there is none, it has ended, or another limit holds now."""
     global _kept
-    if _kept is not None and _kept[0] == os.getpid():
-        if _kept[1].alive:
+    if _kept is not None and _kept[0][0] == os.getpid():
+        if _kept[0] == _owner() and _kept[1].alive:
             return _kept[1]
         _kept[1].close()
-    _kept = os.getpid(), _Helper()
+    _kept = _owner(), _Helper()
     return _kept[1]
 
 
@@ -129,7 +136,7 @@ def get_ready() -> None:
 
 def helper_id() -> int | None:
     """Return the process id of this process's helper, None where it has none."""
-    return _kept[1].pid if _kept is not None and _kept[0] == os.getpid() and _kept[1].alive else None
+    return _kept[1].pid if _kept is not None and _kept[0][0] == os.getpid() and _kept[1].alive else None
 
 
 # The helper's side.

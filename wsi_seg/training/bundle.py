@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save
 
 from wsi_seg.architectures import encoder_of
-from wsi_seg.bundles import SPEC_FILE, find_bundle, read_bundle
+from wsi_seg.bundles import SPEC_FILE, read_bundle, start_of
 from wsi_seg.config import ModelSpec, Preprocessing, Weights, check
 from wsi_seg.errors import ModelError, OutputError, WsiSegError
 from wsi_seg.files import replacing
@@ -54,7 +54,7 @@ def write_spec(spec: ModelSpec, out: Path) -> None:
 def spec_of(recipe: Recipe, sha256: str = "0" * 64) -> ModelSpec:
     """Return what model.yaml will say of the recipe's network."""
     network = recipe.network.model_dump(mode="json", exclude={"encoder_weights", "preprocessing"})
-    before = () if recipe.init_from is None else find_bundle(recipe.init_from).spec.training_data
+    before = () if recipe.init_from is None else start_of(recipe.init_from).spec.training_data
     values = {
         "name": recipe.name,
         "description": recipe.description,

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from wsi_seg.bundles import find_bundle
+from wsi_seg.bundles import start_of
 from wsi_seg.errors import UsageError
 from wsi_seg.nets.heads import has_classes
 from wsi_seg.nets.weights import IMAGENET
@@ -34,7 +34,7 @@ def identity_of(recipe: Recipe, data: Data) -> dict[str, Any]:
         "validation_images": _digest([_facts(item) for item in data.validation]),
         "class_values": values_of(recipe, data.train),
         "files": _digest([_contents(item, recipe) for item in [*data.learned, *data.validation]]),
-        "start": None if recipe.init_from is None else find_bundle(recipe.init_from).spec.weights.sha256,
+        "start": None if recipe.init_from is None else start_of(recipe.init_from).spec.weights.sha256,
         "stain": None if recipe.stain_norm is None else read_target(recipe.stain_norm).model_dump(mode="json"),
     }
 

@@ -12,7 +12,7 @@ from torch import nn
 from wsi_seg.architectures import dimensions_of
 from wsi_seg.backends import Device
 from wsi_seg.backends.pytorch import choose_precision, torch_device
-from wsi_seg.bundles import find_bundle
+from wsi_seg.bundles import start_of
 from wsi_seg.config import ModelSpec
 from wsi_seg.errors import UsageError, WsiSegError
 from wsi_seg.nets import build_network, encoder_parameters, encoder_part, load_weights
@@ -90,7 +90,7 @@ class Learner:
         network = make_network(recipe)
         self.anew: list[str] = []
         if recipe.init_from is not None:
-            bundle = find_bundle(recipe.init_from)
+            bundle = start_of(recipe.init_from)
             self.anew = load_weights(network, bundle, into=recipe.network, remake_head=differs(bundle.spec, recipe))
         volumes = dimensions_of(recipe.network.architecture) == 3
         self._layout = torch.channels_last_3d if volumes else torch.channels_last

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from wsi_seg.backends import Device
-from wsi_seg.bundles import SPLIT_FILE, find_bundle
+from wsi_seg.bundles import SPLIT_FILE, start_of
 from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.nets.heads import has_classes
 from wsi_seg.process import prepare_for_computing
@@ -93,7 +93,7 @@ def train(
 
 def _seen(recipe: Recipe, data: Data) -> list[Member]:
     """Return which image is in which split, of this training and of those that its start was made by."""
-    start = None if recipe.init_from is None else find_bundle(recipe.init_from).folder / SPLIT_FILE
+    start = None if recipe.init_from is None else start_of(recipe.init_from).folder / SPLIT_FILE
     return with_earlier(members(data), read_splits(start) if start and start.is_file() else ())
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from wsi_seg.architectures import encoder_of
 from wsi_seg.backends import DeviceChoice, choose_device
-from wsi_seg.bundles import SPLIT_FILE, find_bundle, read_bundle
+from wsi_seg.bundles import SPLIT_FILE, read_bundle, start_of
 from wsi_seg.config import Preprocessing
 from wsi_seg.dataset import Item
 from wsi_seg.errors import OutputError, UsageError
@@ -105,13 +105,13 @@ def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[It
     found = []
     for number, recipe in enumerate(plan.stages):
         check_portions(recipe, where.workers)
-        earlier = [str(folders[before.name]) for before in plan.stages[:number]]
+        earlier = [_path_of(folders[before.name]) for before in plan.stages[:number]]
         if recipe.init_from in earlier:
             start = plan.stages[earlier.index(str(recipe.init_from))]
             _expect_same_make(recipe, start)
             _expect_same_preprocessing(recipe, start.name, preprocessing_of_recipe(start))
         elif recipe.init_from is not None:
-            bundle = find_bundle(recipe.init_from)
+            bundle = start_of(recipe.init_from)
             load_weights(
                 make_network(recipe, encoder_weights=False),
                 bundle,
@@ -133,7 +133,7 @@ def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[It
         before = begun_with.get(str(recipe.init_from), [])
         for name, own in before:
             check_unseen(f"validation of stage {recipe.name}", data.validation, own.learned, name)
-        begun_with[str(folders[recipe.name])] = [*before, (recipe.name, data)]
+        begun_with[_path_of(folders[recipe.name])] = [*before, (recipe.name, data)]
     return [item for item in test if isinstance(item, Item)]
 
 
@@ -181,6 +181,11 @@ def train_stage(recipe: Recipe, folder: Path, where: Where, tell: Tell) -> Path:
     return train_with_ray(recipe, where.data_root, folder, where.out, where.workers, where.address, where.device)
 
 
+def _path_of(folder: Path) -> str:
+    """Return the folder as text that is not taken for the name of a shipped bundle."""
+    return str(folder) if "/" in str(folder) else f"./{folder}"
+
+
 def settled(plan: Plan, folder: Path, folders: Mapping[str, Path]) -> Plan:
     """Return the plan with files taken from the recipe's own folder, and earlier stages from where they are."""
     stages: list[Recipe] = []
@@ -189,7 +194,7 @@ def settled(plan: Plan, folder: Path, folders: Mapping[str, Path]) -> Plan:
         if recipe.stain_norm is not None:
             changes["stain_norm"] = str(folder / recipe.stain_norm)
         if recipe.init_from in [before.name for before in stages]:
-            changes["init_from"] = str(folders[str(recipe.init_from)])
+            changes["init_from"] = _path_of(folders[str(recipe.init_from)])
         if network.encoder_weights not in (None, "imagenet"):
             weights = str(folder / str(network.encoder_weights))
             network = network.model_copy(update={"encoder_weights": weights})
