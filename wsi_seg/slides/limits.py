@@ -23,7 +23,7 @@ MOST_IN_CHUNK = 3 * 180_000_000
 def set_gigapixels(limit: float) -> None:
     """Set the limit for this process and those that it starts, Ray's on other machines included."""
     if not (isinstance(limit, Real) and math.isfinite(limit) and limit > 0):
-        raise UsageError(f"--max-gigapixels is {limit}; expected a number above 0, such as {GIGAPIXELS:g}")
+        raise UsageError(f"--max-gigapixels is {limit!r}; expected a number above 0, such as {GIGAPIXELS:g}")
     pass_on(VARIABLE, repr(limit))
 
 
