@@ -144,7 +144,7 @@ def report(rounds: list[dict[str, Measured]], nuclei: Measured, columns: int, ro
     against = [rival / run for rival, run in zip(rivals, runs, strict=True)]
     busy = [r["run"].said["busy"] for r in rounds]
     lines = [
-        f"{mpx} Mpx of tissue, {first['run'].said['nuclei']:,} nuclei, {len(rounds)} rounds:",
+        f"{mpx} Mpx of tissue, {first['run'].said['nuclei']:,} nuclei, {len(rounds)} round{'s' * (len(rounds) > 1)}:",
         "",
         "| | seconds | Mpx/s | peak memory | ratio |",
         "|---|---|---|---|---|",
