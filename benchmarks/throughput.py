@@ -167,7 +167,8 @@ def _mb(rounds: list[dict[str, Measured]], name: str) -> float:
 
 
 def _spread(values: list[float]) -> str:
-    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    extremes = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{median(values):.2f}{extremes}"
 
 
 def main() -> None:

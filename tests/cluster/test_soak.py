@@ -48,7 +48,7 @@ def test_whoever_dies_the_results_are_those_of_a_quiet_run(
     assert {result.name for result in results if result.status == "failed"} == broken
     words = words_of("run", slides, "--model", stub, "--out", out, "--block-px", 512, "--address", last_cluster.address)
     with Command(words, last_cluster.environment, tmp_path / "log") as command:
-        deaths = soak(command, last_cluster, moments(VICTIMS, out, dice), dice, nodes=2)
+        deaths = soak(command, last_cluster, moments(VICTIMS, out, dice), dice, nodes=3)
     assert {victim: deaths[victim] for victim in VICTIMS} == {"worker": 2, "driver": 1, "node": 1}
     assert differences(out, quiet) == []
 

@@ -30,14 +30,18 @@ def digest() -> Callable[[Path], Digest]:
     return digest_of
 
 
-@pytest.fixture(scope="session")
-def reference(small_slide: Path, small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small slide done quietly in one block: the folder of its results."""
-    out = tmp_path_factory.mktemp("reference")
-    (result,) = run(small_slide, small_model, out, executor="local", block_px=2048)
+def done_quietly(slide: Path, model: Path, out: Path) -> Path:
+    """Do a slide in one block, without any trouble; return the folder of its results."""
+    (result,) = run(slide, model, out, executor="local", block_px=2048)
     assert result.status == "done"
     assert result.nuclei > 100
     return out / result.name
+
+
+@pytest.fixture(scope="session")
+def reference(small_slide: Path, small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small slide's results."""
+    return done_quietly(small_slide, small_model, tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture(scope="session")

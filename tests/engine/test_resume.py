@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.conftest import done_quietly
 from wsi_seg.api import run
 from wsi_seg.errors import OutputError, ResumeError, UsageError
 from wsi_seg.records import Commit, SlidePlan, SlideResult
@@ -36,12 +37,7 @@ def small_model(stub: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(small_slide: Path, stub: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The slide done quietly in one block: the folder of its results."""
-    out = tmp_path_factory.mktemp("reference")
-    (result,) = run(small_slide, stub, out, executor="local", block_px=2048)
-    assert result.status == "done"
-    assert result.nuclei > 100
-    return out / result.name
+    return done_quietly(small_slide, stub, tmp_path_factory.mktemp("reference"))
 
 
 class Stop(Exception):
