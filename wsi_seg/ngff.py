@@ -6,11 +6,16 @@ Used for images (c, y, x) and for labels (y, x). Chunks that hold only zeros are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, BloscShuffle
+from zarr.core.metadata import ArrayV2Metadata
+from zarr.storage import LocalStore
 
 from wsi_seg.errors import UsageError
 
@@ -71,6 +76,33 @@ def create_array(
         config={"write_empty_chunks": False},
         **layout,
     )
+
+
+def put(array: zarr.Array[Any], at: tuple[int, ...], values: npt.NDArray[Any]) -> None:
+    """Write `values`, whose corner `at` is one of a chunk (0.4) or shard (0.5), and whose end is too, or the array's.
+
+    As `array[...] = values`, but files of 0.4 in a local folder are written here: what zarr 3 does around the
+    compression of a chunk of labels takes longer than to compress it.
+    """
+    if isinstance(array.metadata, ArrayV2Metadata) and isinstance(array.store, LocalStore):
+        _put_files(array, array.store.root / array.path, array.metadata.dimension_separator, at, values)
+    else:
+        array[tuple(slice(a, a + n) for a, n in zip(at, values.shape, strict=True))] = values
+
+
+def _put_files(
+    array: zarr.Array[Any], folder: Path, separator: str, at: tuple[int, ...], values: npt.NDArray[Any]
+) -> None:
+    codec: Any = array.compressors[0]
+    for corner in product(*map(range, (0,) * len(at), values.shape, array.chunks)):
+        part = values[tuple(slice(a, a + n) for a, n in zip(corner, array.chunks, strict=True))]
+        chunk = np.zeros(array.chunks, array.dtype)
+        chunk[tuple(slice(n) for n in part.shape)] = part
+        if chunk.any():
+            place = ((a + b) // n for a, b, n in zip(at, corner, array.chunks, strict=True))
+            path = folder / separator.join(map(str, place))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(codec.encode(chunk))
 
 
 def _blosc_v2() -> Any:  # noqa: ANN401

@@ -21,7 +21,6 @@ from wsi_seg.geometry import Box, cell_box
 
 SHARD_PX = 2048  # of format 0.5
 _COARSEST_PX = 512
-_ORIGIN = Box(0, 0, 0, 0)
 
 
 class LabelWriter:
@@ -54,9 +53,8 @@ class LabelWriter:
     def write(self, region_mp: Box, nuclei: npt.NDArray[np.uint32], classes: npt.NDArray[np.uint8]) -> None:
         """Write one region; both arrays cover `region_mp`, in pixels of level 0, which is clipped to the plane."""
         for k in range(self._at_once):
-            rows, columns = (slice(part.start >> k, -(-part.stop >> k)) for part in region_mp.slices_in(_ORIGIN))
             for levels, values in ((self._nuclei, nuclei), (self._classes, classes)):
-                levels[k][rows, columns] = values[:: 1 << k, :: 1 << k]
+                ngff.put(levels[k], (region_mp.y0 >> k, region_mp.x0 >> k), values[:: 1 << k, :: 1 << k])
 
     def finish(self) -> None:
         """Build the levels that are left."""
@@ -101,4 +99,4 @@ def _halve(fine: zarr.Array[Any], coarse: zarr.Array[Any]) -> None:
         box = cell_box(row, column, SHARD_PX).clipped(whole)
         values = np.asarray(fine[2 * box.y0 : 2 * box.y1 : 2, 2 * box.x0 : 2 * box.x1 : 2])
         if values.any():
-            coarse[box.slices_in(_ORIGIN)] = values
+            ngff.put(coarse, (box.y0, box.x0), values)
