@@ -8,8 +8,10 @@ BIN := $(VENV)/bin
 demo: setup
 	$(BIN)/wsi-seg demo --out demo
 
+# two processes, since the tests of clusters mostly wait; TESTS=-n0 for one
+TESTS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 test: lint
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=passive $(BIN)/pytest $(TESTS)
 
 # an hour on 2 idle cores; writes benchmarks/README.md
 bench: setup

@@ -23,6 +23,15 @@ REPOSITORY = Path(__file__).parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say what stays in one process where there are several: the tests of the cluster, which begin, else a file's."""
+    cluster = REPOSITORY / "tests" / "cluster"
+    items.sort(key=lambda item: cluster not in item.path.parents)
+    for item in items:
+        group = cluster if cluster in item.path.parents else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
 @contextmanager
 def full_disk() -> Iterator[None]:
     """Let this process write one byte of a file and no more."""

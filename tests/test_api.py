@@ -100,6 +100,8 @@ def test_what_segment_volume_cannot_take_is_told(mpp: Any, spacing: Any, reason:
         ({"executor": "locall"}, "--executor is 'locall'; expected one of ray, local"),
         ({"executor": "local", "device": "gpu"}, "--device is 'gpu'; expected one of auto, cpu, cuda"),
         ({"executor": "local", "backend": "onnx"}, "--backend is 'onnx'; expected one of auto, torch, openvino"),
+        ({"executor": "local", "batch_size": 0}, "--batch-size is 0; expected 1 or more"),
+        ({"executor": "local", "batch_size": 1.5}, "--batch-size is 1.5; expected 1 or more"),
         ({"executor": "local", "precision": "fp32"}, "precision is set by the run itself"),
         ({"executor": "local", "stain": None}, "stain is set by the run itself, and was given; give .* as stain_norm"),
         ({"executor": "local", "spacing": 1.0}, "--spacing is for volumes, and no slide is one"),

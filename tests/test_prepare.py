@@ -296,6 +296,8 @@ def test_the_command(sources: Path) -> None:
         (("--merge", "majority"), "--merge is not used by the form labels, only by observers; leave it out"),
         (("--tolerance", "30"), "--tolerance is not used by the form labels, only by colours"),
         (("--radius-um", "4"), "--radius-um is not used by the form labels, only by brecahad and brca-m2c"),
+        (("--classes", "a=#ff0000"), "a colour in --classes is not used by the form labels, only by colours"),
+        (("--seed", "0"), "--seed is of the split, and there is none; add --split"),
         (("--spacing", "5"), "--spacing is of volumes, and without --volumes slices are images"),
         (("--spacing", "-5", "--volumes"), "--spacing is -5; expected"),
         (("--form", "xml", "--merge", "union"), "Unknown form of annotation 'xml'"),

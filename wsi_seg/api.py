@@ -343,9 +343,12 @@ def _check_number(value: object, what: str) -> None:
 
 
 def _check_how(how: Mapping[str, Any]) -> None:
-    """Raise UsageError where executor, device or backend is none that there is."""
+    """Raise UsageError where executor, device or backend is none that there is, or batch_size not 1 at least."""
     for name, choices in (("executor", ExecutorChoice), ("device", DeviceChoice), ("backend", BackendChoice)):
         check_choice(how.get(name, "auto"), choices, f"--{name}")
+    batch_size = how.get("batch_size")
+    if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
+        raise UsageError(f"--batch-size is {batch_size!r}; expected 1 or more")
 
 
 def _check_dimensions(sources: Sequence[SlideSource], model: ModelSpec) -> None:

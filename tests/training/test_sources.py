@@ -171,6 +171,13 @@ def volumes(make_recipe: RecipeMaker, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def test_options_of_other_forms_are_told(volumes: Callable[..., Path], tmp_path: Path) -> None:
+    preparation = {"form": "binary", "annotations": "masks", "options": {"tolerance": 3}}
+    recipe = volumes(prepare=preparation, spacing=2.5)
+    with pytest.raises(UsageError, match="tolerance is not used by the form binary, only by colours"):
+        gather(read_plan(recipe).stages[0], tmp_path / "root", tmp_path / "data")
+
+
 def test_volumes_are_prepared_on_the_way(volumes: Callable[..., Path], tmp_path: Path) -> None:
     path = volumes(prepare={"form": "binary", "annotations": "masks"}, spacing=2.5)
     train(path, tmp_path / "root", out := tmp_path / "model")

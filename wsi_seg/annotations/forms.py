@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from wsi_seg.annotations.base import Annotation, Form, Options, Shape
@@ -29,7 +29,7 @@ _USED: dict[str, tuple[str, ...]] = {
     "aperio-xml": (),
     "brecahad": ("radius_um",),
     "brca-m2c": ("radius_um",),
-    "colours": ("tolerance",),
+    "colours": ("tolerance", "colours"),
     "binary": (),
     "labels": (),
     "qupath": (),
@@ -37,13 +37,13 @@ _USED: dict[str, tuple[str, ...]] = {
 }
 
 
-def refuse_unused(form: str, given: Iterable[str]) -> None:
-    """Raise UsageError where one of the options that are given is for other forms."""
-    for option in given:
+def refuse_unused(form: str, given: Mapping[str, str]) -> None:
+    """Raise UsageError where one of the options that are given is for other forms; given: what the user calls each."""
+    for option, called in given.items():
         users = [name for name, used in _USED.items() if option in used]
         if form in _USED and users and form not in users:
-            fact = f"--{option.replace('_', '-')} is not used by the form {form}, only by {' and '.join(users)}"
-            raise UsageError(f"{fact}; leave it out, or choose another --form")
+            fact = f"{called} is not used by the form {form}, only by {' and '.join(users)}"
+            raise UsageError(f"{fact}; leave it out, or choose another form")
 
 
 def read_annotation(form: Form, path: str | Path, shape: Shape, options: Options | None = None) -> Annotation:

@@ -42,7 +42,7 @@ _COLOUR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 @click.option("--volumes", is_flag=True, help="Keep stacks whole, to train on volumes; without it slices are images.")
 @click.option("--spacing", type=float, help="Micrometres from slice to slice of volumes; with --volumes.")
 @click.option("--split", metavar="SHARES", default="", help="Also split by groups, such as train=0.8,valid=0.2.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split.")
+@click.option("--seed", type=click.IntRange(0), help="Of the split.  [default: 0]")
 @click.option("--stain-norm", metavar="FILE", help="Normalise the images to this target, see `wsi-seg stain fit`.")
 @click.option("-v", "--verbose", is_flag=True, help="Show all of an error.")
 def prepare(images: Path, annotations: Path, form: str, out: Path, **given: Any) -> None:  # noqa: ANN401
@@ -59,7 +59,10 @@ def prepare(images: Path, annotations: Path, form: str, out: Path, **given: Any)
 
     classes, colours = parse_classes(given["classes"])
     chosen = {key: given[key] for key in ("mpp", "radius_um", "tolerance", "merge") if given[key] is not None}
-    refuse_unused(form, chosen)
+    called = {key: f"--{key.replace('_', '-')}" for key in chosen}
+    refuse_unused(form, called | ({"colours": "a colour in --classes"} if colours else {}))
+    if given["seed"] is not None and not given["split"]:
+        raise UsageError("--seed is of the split, and there is none; add --split, or leave --seed out")
     if given["spacing"] is not None and not given["volumes"]:
         fact = "--spacing is of volumes, and without --volumes slices are images"
         raise UsageError(f"{fact}; add --volumes, or leave --spacing out")
@@ -69,7 +72,7 @@ def prepare(images: Path, annotations: Path, form: str, out: Path, **given: Any)
         licence=given["licence"],
         group_from=given["group_from"],
         shares=parse_shares(given["split"]),
-        seed=given["seed"],
+        seed=given["seed"] or 0,
         of_each=_read_each(given["facts"]),
     )
     options = check(Options, chosen, "prepare")

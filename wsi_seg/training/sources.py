@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from wsi_seg.annotations.forms import refuse_unused
 from wsi_seg.architectures import dimensions_of
 from wsi_seg.config import Head
 from wsi_seg.dataset import Item, class_values, open_dataset
@@ -169,6 +170,8 @@ def _opened(source: Source, folder: Path, volumes: bool) -> list[AnyItem]:
 def _prepared(source: Source, folder: Path, prepared: Path, volumes: bool) -> Path:
     """Return the dataset made of a source in another form; made once for each way to make it and state of its files."""
     assert source.prepare is not None
+    given = source.prepare.options.model_fields_set
+    refuse_unused(source.prepare.form, {name: f"{source.path}: {name}" for name in given})
     settings = source.prepare.model_dump(mode="json")
     images, annotations = folder / source.prepare.images, folder / source.prepare.annotations
     files = [_stamps(images), _stamps(annotations)]
