@@ -7,8 +7,8 @@ from queue import SimpleQueue
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
+from openvino.preprocess import PrePostProcessor
 
 from wsi_seg.backends.conversion import LAYER_BYTES, converted
 from wsi_seg.backends.network import Backend, Device, Network, Precision
@@ -28,7 +28,16 @@ _REUSED = 0.35  # of the layers' bytes are taken, since layers share memory wher
 # the memory away when it ends, in whichever thread that is. Ctrl-C would then crash the first one.
 _CORE = ov.Core()
 
-Pixels = npt.NDArray[np.float32]
+
+def of_tiles(model: ov.Model, spec: ModelSpec) -> ov.Model:
+    """Return the network with the way to it from a tile, (1, T, T, 3) uint8, scaled as it was trained."""
+    model.reshape([1, 3, spec.tile_px, spec.tile_px])
+    steps = PrePostProcessor(model)
+    steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    steps.input().model().set_layout(ov.Layout("NCHW"))
+    scale = spec.preprocessing
+    steps.input().preprocess().convert_element_type(ov.Type.f32).mean(list(scale.mean)).scale(list(scale.std))
+    return steps.build()
 
 
 class OpenVinoNetwork(Network):
@@ -47,7 +56,7 @@ class OpenVinoNetwork(Network):
         self.spec = spec
         self._lane_bytes = _REUSED * float(model.get_rt_info(["wsi_seg", LAYER_BYTES]).value) * spec.tile_px**2
         self.lanes = self.threads = max(1, min(cores(), int(bound // self._lane_bytes)))
-        model.reshape([1, 3, spec.tile_px, spec.tile_px])
+        model = of_tiles(model, spec)
         # unpinned, since other threads work between, which would have to wait for pinned ones
         how = {"NUM_STREAMS": self.lanes, "INFERENCE_NUM_THREADS": self.lanes, "ENABLE_CPU_PINNING": False}
         self._model = _CORE.compile_model(model, "CPU", how)
@@ -56,8 +65,6 @@ class OpenVinoNetwork(Network):
         self._requests = SimpleQueue[ov.InferRequest]()  # whose buffers are used again
         for _ in range(self.lanes):
             self._requests.put(self._model.create_infer_request())
-        scale = spec.preprocessing
-        self._mean, self._std = (np.array(values, np.float32)[:, None, None] for values in (scale.mean, scale.std))
 
     @classmethod
     def load(cls, bundle: Bundle, bound: float) -> Self:
@@ -74,21 +81,14 @@ class OpenVinoNetwork(Network):
 
     def _maps_of(self, tiles: UInt8Array, watch: Stopwatch) -> UInt8Array:
         with watch("forward"):
-            return self.forward(self.prepared(tiles))
+            return self.forward(tiles)
 
-    def prepared(self, tiles: UInt8Array) -> Pixels:
-        """Return tiles as the network takes them: (N, T, T, 3) uint8 -> (N, 3, T, T), scaled as it was trained."""
-        pixels = np.moveaxis(tiles, 3, 1).astype(np.float32, order="C")
-        pixels -= self._mean
-        pixels /= self._std
-        return pixels
-
-    def forward(self, pixels: Pixels) -> UInt8Array:
-        """Return the maps: (N, 3, T, T) -> (N, maps, T, T)."""
-        maps = np.empty((len(pixels), map_count(self.spec.head), *pixels.shape[2:]), np.uint8)
+    def forward(self, tiles: UInt8Array) -> UInt8Array:
+        """Return the maps: (N, T, T, 3) -> (N, maps, T, T)."""
+        maps = np.empty((len(tiles), map_count(self.spec.head), *tiles.shape[1:3]), np.uint8)
         request = self._requests.get()
         try:
-            for k, tile in enumerate(pixels):
+            for k, tile in enumerate(np.ascontiguousarray(tiles)):
                 request.infer([ov.Tensor(tile[None], shared_memory=True)])
                 maps[k] = request.get_output_tensor(0).data[0]
         finally:
