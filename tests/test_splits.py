@@ -104,6 +104,11 @@ def test_the_file_list_comes_back_and_is_checked(tmp_path: Path) -> None:
         write_splits(tmp_path / "missing" / "splits.csv", members)
 
 
+def test_a_list_that_excel_has_saved_is_read(tmp_path: Path) -> None:
+    (tmp_path / "splits.csv").write_text("\ufeffname,group,split\na,p,train\n", encoding="utf-8")
+    assert read_splits(tmp_path / "splits.csv") == [Member("a", "p", "train")]
+
+
 def test_a_full_disk_leaves_the_list_whole(tmp_path: Path) -> None:
     path, members = tmp_path / "splits.csv", [Member("a", "p", "train"), Member("b", "q", "test")]
     write_splits(path, members)

@@ -276,10 +276,10 @@ def group_of(name: str, expression: str | None) -> str:
     try:
         found = re.search(expression, name)
     except re.error as error:
-        raise UsageError(f"--group-from '{expression}' is no regular expression ({error})") from None
+        raise UsageError(f"group-from '{expression}' is no regular expression ({error})") from None
     group = found and (found.group(1) if found.re.groups else found.group())
     if not group:
-        raise UsageError(f"--group-from '{expression}' is not found in {name!r}; expected a group for each image")
+        raise UsageError(f"group-from '{expression}' is not found in {name!r}; expected a group for each image")
     return group
 
 

@@ -127,7 +127,7 @@ def write_splits(path: str | Path, members: Sequence[Member]) -> None:
 def read_splits(path: str | Path) -> list[Member]:
     """Return a file list, having checked it."""
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:  # as Excel writes it
             reader = csv.DictReader(file, strict=True)
             if tuple(reader.fieldnames or ()) != COLUMNS:
                 found = ", ".join(reader.fieldnames or ()) or "nothing"

@@ -65,6 +65,10 @@ def test_mpp_is_what_the_file_says(tmp_path: Path) -> None:
     assert read_aperio_xml(write_xml(tmp_path, square(5, 5, 9), mpp="0"), SHAPE, Options()).mpp is None
 
 
+NEGATIVE = square(9, 9, 9).replace("Id", 'NegativeROA="1" Id')
+ELLIPSE = region((50, 5), (60, 9)).replace("Id", 'Type="2" Id')
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -78,6 +82,14 @@ def test_mpp_is_what_the_file_says(tmp_path: Path) -> None:
         ('<Annotations><Annotation><Region Id="7"><Vertex X="1"/></Region></Annotation></Annotations>', "of Region 7"),
         ('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><Annotations>&b;</Annotations>', "document type"),
         (f"<Annotations><Annotation>{square(500, 500, 9)}</Annotation></Annotations>", "no nucleus inside the image"),
+        (
+            f"<Annotations><Annotation>{square(5, 5, 30)}{NEGATIVE}</Annotation></Annotations>",
+            "Region 1 is a negative one, a hole; .* delete it",
+        ),
+        (
+            f"<Annotations><Annotation>{square(5, 5, 30)}{ELLIPSE}</Annotation></Annotations>",
+            "Region 1 is an ellipse, .* draw it with the pen",
+        ),
     ],
 )
 def test_bad_files_are_told(tmp_path: Path, content: str, told: str) -> None:

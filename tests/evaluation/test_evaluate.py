@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -299,6 +300,15 @@ def test_the_working_directory_is_no_new_folder(
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(OutputError, match="is the working directory"):
         run("--predictions", tmp_path / "none", "--data", made, "--out", out)
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Also where, as in a container, the next one has the same number."""
+    (tmp_path / f".out.{os.getpid()}.part").mkdir()
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "a").touch()
+    assert (tmp_path / "out" / "a").exists()
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
 
 
 def test_results_are_kept_where_they_cannot_be_given_their_name(tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ def test_bce_and_focal() -> None:
     assert one("focal", "binary", 1) == pytest.approx(focal.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("head", "channels"), [("binary", 1), ("multiclass", 3)])
+def test_focal_learns_from_certain_pixels(head: Head, channels: int) -> None:
+    logits = (40 * some_logits(channels)).requires_grad_()
+    loss_parts(logits, a_batch(), head, Loss(focal=1, focal_gamma=0.5), lambda sums: sums)["focal"].backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
 def test_overlaps_of_the_foreground() -> None:
     logits, truth = some_logits(1)[:, :1], a_batch().foreground[:, None]
     for name, reference in (

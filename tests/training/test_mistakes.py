@@ -46,6 +46,7 @@ from wsi_seg.training.recipe import read_plan
         ({"loss": {"bce": 1, "class_weights": [1, 2]}}, "class_weights are those of loss.ce"),
         ({"validation": {"share": 0.2, "folds": 5}}, "one of sources, share and folds; got share, folds"),
         ({"validation": {"folds": 5, "fold": 5}}, "counted from 0"),
+        ({"validation": {"share": 0.2, "fold": 3}}, "fold 3 is one of folds, which are not given"),
         ({"schedule": {"curve": "plateau"}}, "plateau looks at validation"),
         ({"schedule": {"crop_slices": 8}}, "crop_slices is for architectures of volumes"),
         ({"stages": [{"name": "a"}, {"name": "a"}]}, "names that differ"),

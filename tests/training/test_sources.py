@@ -22,6 +22,7 @@ from wsi_seg.splits import Member, write_splits
 from wsi_seg.training.feeds import make_feed
 from wsi_seg.training.recipe import Recipe, read_plan
 from wsi_seg.training.sources import gather, values_of
+from wsi_seg.training.volume_crops import VolumeAugmentation
 from wsi_seg.volume_dataset import VolumeItem
 
 DISCS = {"path": "discs", "mpp": 0.25}
@@ -169,6 +170,22 @@ def volumes(make_recipe: RecipeMaker, tmp_path: Path) -> Callable[..., Path]:
         return make_recipe(network=network, train=sources, augmentation="volumes", schedule=schedule)
 
     return make
+
+
+def test_what_volumes_alone_have_is_written_down(make_recipe: RecipeMaker) -> None:
+    """For Ray's workers, and to tell a recipe that was changed."""
+    network = {"architecture": "unet3d", "options": {"base_filters": 2, "num_layers": 2}}
+    path = make_recipe(network=network, augmentation={"flip_z": 0.25}, schedule={"crop_px": 32, "crop_slices": 4})
+    recipe = read_plan(path).stages[0]
+    written = recipe.model_dump(mode="json")
+    assert written["augmentation"]["flip_z"] == 0.25
+    assert Recipe.model_validate(written) == recipe
+
+
+@pytest.mark.parametrize("given", ["none", {"preset": "none"}])
+def test_volumes_without_augmentation_are_not_turned(given: Any) -> None:
+    assert VolumeAugmentation.model_validate(given).flip_z == 0
+    assert VolumeAugmentation.model_validate({}).flip_z == 0.5
 
 
 def test_options_of_other_forms_are_told(volumes: Callable[..., Path], tmp_path: Path) -> None:

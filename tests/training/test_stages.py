@@ -17,7 +17,7 @@ from wsi_seg.errors import OutputError, ResumeError, UsageError
 from wsi_seg.evaluation.summary import seen_in_training
 from wsi_seg.training import checkpoint
 from wsi_seg.training.recipe import read_plan
-from wsi_seg.training.stages import smaller
+from wsi_seg.training.stages import settled, smaller
 
 TEST = {"test": [{"path": "other", "mpp": 0.25}]}
 TWO: list[dict[str, Any]] = [
@@ -133,6 +133,40 @@ def test_the_test_is_of_the_weights_that_are_kept(make_recipe: RecipeMaker, disc
     # thresholds that were tuned since make other scores
     write_separation(out, Separation(probability=0.6))
     assert any("testing" in line for line in train(make_recipe(schedule={"steps": 2}, **TEST), discs_root, out))
+
+
+def test_the_test_tells_sources_apart(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
+    """Each has its own patient p0, and a picture of the same name."""
+    sources = [{"path": name, "mpp": 0.25, "group_from": "^p."} for name in ("other", "discs")]
+    recipe = make_recipe(train=[{"path": "bare", "mpp": 0.25}], test=sources, schedule={"steps": 1})
+    train(recipe, discs_root, out := tmp_path / "model")
+    summary = json.loads((out / "test" / "summary.json").read_text())
+    names = [f"discs_p{k}_1" for k in range(3)] + [f"other_p{k}_1" for k in range(2)]
+    assert summary["groups"] == summary["images"] == 5
+    assert sorted(path.stem for path in (out / "test" / "panels").iterdir()) == names
+
+
+def test_paths_mean_the_same_in_other_working_folders(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's workers have their own."""
+    train(make_recipe(schedule={"steps": 1}), discs_root, tmp_path / "start")
+    monkeypatch.chdir(tmp_path)
+    stages = [{"name": "first", "init_from": "./start"}, {"name": "second", "init_from": "first"}]
+    plan = read_plan(make_recipe(stages=stages))
+    settled_plan = settled(plan, Path(), {"first": Path("out/first"), "second": Path("out/second")})
+    starts = [recipe.init_from for recipe in settled_plan.stages]
+    assert starts == [str(tmp_path / "start"), str(tmp_path / "out" / "first")]
+    shipped = settled(read_plan(make_recipe(init_from="effunetpp")), Path(), {"discs": Path("out")})
+    assert shipped.stages[0].init_from == "effunetpp"  # which lies elsewhere on other machines
+
+
+def test_a_test_of_an_earlier_stage_is_not_left_out_in_silence(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    path = make_recipe(stages=[{"name": "first", **TEST}, {"name": "second"}])
+    with pytest.raises(UsageError, match=r"stage first: test is scored once, .* give it there, or above all stages"):
+        train(path, discs_root, tmp_path / "model")
 
 
 def test_a_folder_called_test_that_holds_something_else_stays(

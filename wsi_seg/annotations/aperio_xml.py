@@ -19,6 +19,8 @@ from wsi_seg.annotations.base import Annotation, Form, Options, Shape, refuse_cl
 from wsi_seg.annotations.polygons import draw, make_polygon
 from wsi_seg.errors import UsageError
 
+_ELLIPSE = "2"  # Type of a Region
+
 
 def read_aperio_xml(path: Path, shape: Shape, options: Options) -> Annotation:
     """Return the nuclei of an XML file; its MicronsPerPixel becomes the annotation's mpp."""
@@ -61,7 +63,17 @@ def _regions(path: Path, root: Any) -> list[Any]:  # noqa: ANN401
 def _polygons(path: Path, annotation: Any) -> list[Any]:  # noqa: ANN401
     polygons = []
     for region in annotation.iter("Region"):
+        if region.get("NegativeROA") == "1":
+            raise UsageError(
+                f"{path}: Region {region.get('Id', '?')} is a negative one, a hole; expected outlines of nuclei alone: "
+                "delete it"
+            )
         vertices = [_vertex(path, region, vertex) for vertex in region.iter("Vertex")]
+        if region.get("Type") == _ELLIPSE and len(vertices) == 2:
+            raise UsageError(
+                f"{path}: Region {region.get('Id', '?')} is an ellipse, given by the corners of its box; expected "
+                "outlines: draw it with the pen"
+            )
         if len(vertices) >= 3:  # fewer enclose nothing: a click by mistake
             polygons.append(make_polygon(vertices))
     return polygons

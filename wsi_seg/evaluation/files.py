@@ -35,9 +35,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise OutputError(f"--out {out}: exists; choose another folder, or remove this one")
     if place == Path(os.path.realpath(".")) or os.path.ismount(place):
         raise OutputError(f"--out {out}: is the working directory, or a disk of its own; choose a folder in it")
-    part = place.parent / f".{place.name}.{os.getpid()}.part"
     try:
-        part.mkdir(parents=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
     except OSError as error:
         raise OutputError(f"--out {out}: cannot be written to ({error.strerror}); choose another folder") from None
     try:
@@ -50,6 +50,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         if place.exists():
             place.rmdir()
+        part.chmod(0o755)  # temporary folders are private
         part.rename(place)
     except OSError as error:
         fact = f"cannot be given its name ({error.strerror})"

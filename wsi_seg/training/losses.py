@@ -18,6 +18,7 @@ from wsi_seg.training.recipe import Loss
 
 Tensor = torch.Tensor
 Reduce = Callable[[Tensor], Tensor]
+_SURE = 1e-6  # of what a pixel lacks to be certain: powers below 1 have no derivative at 0
 _SMOOTH = 1.0  # keeps overlaps of an empty batch finite
 
 
@@ -52,7 +53,7 @@ def _foreground_parts(logit: Tensor, truth: Tensor, loss: Loss, reduce: Reduce) 
         parts["bce"] = _mean(each, everywhere, reduce)
     if loss.focal:
         right = probability * truth + (1 - probability) * (1 - truth)
-        parts["focal"] = _mean(each * (1 - right) ** loss.focal_gamma, everywhere, reduce)
+        parts["focal"] = _mean(each * (1 - right).clamp(min=_SURE) ** loss.focal_gamma, everywhere, reduce)
     return parts
 
 
@@ -70,7 +71,7 @@ def _class_parts(logits: Tensor, batch: Batch, loss: Loss, reduce: Reduce, overl
     probability = torch.softmax(logits, dim=1)[:, first:]
     if overlap == "dice":
         if loss.focal:
-            parts["focal"] = _mean(each * (1 - torch.exp(-each)) ** loss.focal_gamma, known, reduce)
+            parts["focal"] = _mean(each * (1 - torch.exp(-each)).clamp(min=_SURE) ** loss.focal_gamma, known, reduce)
         return parts | _overlaps(probability, one_hot, known, loss, reduce)
     if loss.class_dice:
         parts["class_dice"] = _overlaps(probability, one_hot, known, Loss(dice=1), reduce)["dice"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from wsi_seg.annotations.base import Options
 from wsi_seg.architectures import ARCHITECTURES, check_sides, dimensions_of, stride_of
@@ -91,6 +91,8 @@ class Validation(Strict):
         ways = [name for name in ("sources", "share", "folds") if getattr(self, name)]
         if len(ways) != 1:
             raise ValueError(f"expected one of sources, share and folds; got {', '.join(ways) or 'none'}")
+        if self.fold and not self.folds:
+            raise ValueError(f"fold {self.fold} is one of folds, which are not given; give their number as folds")
         if self.folds and self.fold >= self.folds:
             raise ValueError(f"fold is counted from 0, so with {self.folds} folds it is below that; got {self.fold}")
         return self
@@ -221,7 +223,7 @@ class Recipe(Strict):
     test: tuple[Source, ...] = ()
     on_nuclei: float = Field(0.0, ge=0, le=1)
     align_px: int = Field(0, ge=0, le=8)
-    augmentation: Augmentation = Augmentation()
+    augmentation: SerializeAsAny[Augmentation] = Augmentation()  # else what only volumes have would not be written
     loss: Loss | None = None
     schedule: Schedule
 

@@ -69,7 +69,9 @@ def gather(recipe: Recipe, data_root: Path, prepared: Path) -> Data:
         held = [item for items, _ in train for item in items if _key(item) in held_keys]
         train = [([item for item in items if _key(item) not in held_keys], weight) for items, weight in train]
         if not all(items for items, _ in train):
-            raise UsageError("validation: takes all images of a source of train; lower its share, or raise its folds")
+            raise UsageError(
+                "validation: takes all images of a source of train; give it another seed or a smaller share, or sources of its own"
+            )
     if rule is not None:
         _check_metric(rule, recipe.network.head, spread_over(held, rule.images))
     data = Data(train, held, opened(recipe.test))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from wsi_seg.architectures import encoder_of
 from wsi_seg.backends import DeviceChoice, choose_device
-from wsi_seg.bundles import SPLIT_FILE, read_bundle, start_of
+from wsi_seg.bundles import SPLIT_FILE, bundles_folder, read_bundle, start_of
 from wsi_seg.config import Preprocessing
 from wsi_seg.dataset import Item
 from wsi_seg.errors import OutputError, UsageError
@@ -91,6 +91,7 @@ def train_recipe(
             tell(f"stage {recipe.name}")
         train_stage(recipe, folders[recipe.name], where, tell)
         if (out / STOP_FILE).exists():
+            tell(f"{out / STOP_FILE} is there, so this ends here; remove it, and the same command goes on")
             return folders[recipe.name]
     if several:
         _copy_bundle(_chosen(plan, folders), out, plan.name)
@@ -127,6 +128,12 @@ def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[It
             read_target(recipe.stain_norm)
         found.append(gather(recipe, where.data_root, where.prepared))
     test = found[-1].test
+    for recipe in plan.stages:
+        if recipe.test and recipe.test != plan.stages[-1].test:
+            raise UsageError(
+                f"stage {recipe.name}: test is scored once, by all stages, and is the last one's; give it there, or above "
+                "all stages"
+            )
     begun_with: dict[str, list[tuple[str, Data]]] = {}  # what made the weights of each stage so far, by its folder
     for recipe, data in zip(plan.stages, found, strict=True):
         check_unseen("test", test, [*data.learned, *data.validation], recipe.name)
@@ -182,19 +189,24 @@ def train_stage(recipe: Recipe, folder: Path, where: Where, tell: Tell) -> Path:
 
 
 def _path_of(folder: Path) -> str:
-    """Return the folder as text that is not taken for the name of a shipped bundle."""
-    return str(folder) if "/" in str(folder) else f"./{folder}"
+    """Return the folder as text that means the same in the working folder of any worker."""
+    return str(folder.absolute())
 
 
 def settled(plan: Plan, folder: Path, folders: Mapping[str, Path]) -> Plan:
-    """Return the plan with files taken from the recipe's own folder, and earlier stages from where they are."""
-    stages: list[Recipe] = []
+    """Return the plan with files taken from the recipe's own folder, and earlier stages from where they are.
+
+    All as absolute paths, since Ray's workers have other working folders.
+    """
+    folder, stages = folder.absolute(), list[Recipe]()
     for recipe in plan.stages:
         network, changes = recipe.network, {}
         if recipe.stain_norm is not None:
             changes["stain_norm"] = str(folder / recipe.stain_norm)
         if recipe.init_from in [before.name for before in stages]:
             changes["init_from"] = _path_of(folders[str(recipe.init_from)])
+        elif recipe.init_from and (start := start_of(recipe.init_from).folder) != bundles_folder() / recipe.init_from:
+            changes["init_from"] = _path_of(start)
         if network.encoder_weights not in (None, "imagenet"):
             weights = str(folder / str(network.encoder_weights))
             network = network.model_copy(update={"encoder_weights": weights})
@@ -263,14 +275,15 @@ def _test(plan: Plan, bundles: Mapping[str, Path], items: Sequence[Item], where:
     if all((out / name).is_file() for name in ("summary.json", "index.html")):  # an older test, not something else
         shutil.rmtree(out)
     tell(f"testing on {len(items)} images")
+    told_apart = _told_apart(items)
     folders = [str(folder.absolute()) for folder in bundles.values()]  # no name, which may be a shipped model's
     if len(folders) > 1:
-        comparison = compare_into(out, folders, lambda model: _scored(model, items, where), items)
+        comparison = compare_into(out, folders, lambda model: _scored(model, told_apart, where), items)
         means = {name: summary.overall for name, summary in comparison.summaries.items()}
         warnings = comparison.facts["warnings"]
     else:
         _, summary, facts = evaluate_into(
-            out, lambda seen: run_model(folders[0], items, where.scoring_device, seen), items, _silent
+            out, lambda seen: run_model(folders[0], told_apart, where.scoring_device, seen), items, _silent
         )
         means, warnings = {plan.name: summary.overall}, facts["warnings"]
     for warning in warnings:
@@ -280,6 +293,16 @@ def _test(plan: Plan, bundles: Mapping[str, Path], items: Sequence[Item], where:
         tell(f"test, {name}: {shown}")
     write_json(out / _TESTED, about)
     tell(f"{out}/index.html")
+
+
+def _told_apart(items: Sequence[Item]) -> list[Item]:
+    """Return the items, of several sources under names and groups that say which: each source has its own 01."""
+    if len({item.source for item in items}) < 2:
+        return list(items)
+    return [
+        replace(item, name=f"{item.source}/{item.name}".replace("/", "_"), group=f"{item.source}/{item.group}")
+        for item in items
+    ]
 
 
 def _scored(model: str, items: Sequence[Item], where: Where) -> Result:

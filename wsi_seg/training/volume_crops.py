@@ -30,7 +30,7 @@ _OF_COLOUR = ("stain", "randstainna", "hue_saturation", "clahe", "jpeg")
 class VolumeAugmentation(Augmentation):
     """What is done to each crop of a volume: operations of images, to all slices alike; each slice has its own noise.
 
-    flip_z: how often the slices are taken in opposite order.
+    flip_z: how often the slices are taken in opposite order; never with the preset none, if it is not given.
     """
 
     preset: str = "volumes"
@@ -39,7 +39,11 @@ class VolumeAugmentation(Augmentation):
     @model_validator(mode="before")
     @classmethod
     def _start_from_volumes(cls, values: Any) -> Any:  # noqa: ANN401
-        return {"preset": "volumes", **values} if isinstance(values, Mapping) else values
+        values = {"preset": values} if isinstance(values, str) else values
+        if not isinstance(values, Mapping):
+            return values
+        still = {"flip_z": 0} if values.get("preset") == "none" else {}
+        return {"preset": "volumes", **still, **values}
 
     @model_validator(mode="after")
     def _grey_alone(self) -> Self:
