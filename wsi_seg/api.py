@@ -18,10 +18,11 @@ from wsi_seg.backends.choice import check_choice, uses_openvino
 from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.config import LABEL_CHUNK_PX, Measurements, ModelSpec, RunSettings, check
 from wsi_seg.engine.block import find_nuclei
-from wsi_seg.engine.driver import Driver, check_out
+from wsi_seg.engine.driver import Driver
 from wsi_seg.engine.estimate import Estimate, plan_each, time_network
 from wsi_seg.engine.executors import Executor, LocalExecutor, RayExecutor
 from wsi_seg.engine.memory import DEFAULT_BLOCK_PX, parse_bytes
+from wsi_seg.engine.outputs import check_out, refuse_stored
 from wsi_seg.engine.planning import plan_opened
 from wsi_seg.engine.preflight import Preflight
 from wsi_seg.engine.progress import Progress, Silent
@@ -206,7 +207,8 @@ def retry(
 
     out: the folder that runs had as out, or as work where out was a URL. executor "local" leaves a cluster's address
     out, and an address implies "ray".
-    Finished results that were damaged since are made anew. Returns what became of these slides.
+    Finished results that were damaged since are made anew; a slide that was begun with other settings fails alone.
+    Returns what became of these slides.
     """
     folder = run_folder(out).absolute()
     how: dict[str, Any] = {"executor": executor, "address": address, "device": device, "backend": backend}
@@ -215,20 +217,26 @@ def retry(
     return [
         result
         for request, damaged in failed_requests(folder)
-        for result in _do(request.with_changes({"block_px": block_px}, how), folder, progress or Silent(), damaged)
+        for result in _do(
+            request.with_changes({"block_px": block_px}, how), folder, progress or Silent(), damaged, alone=True
+        )
     ]
 
 
-def _do(request: Request, out: Path, progress: Progress, anew: Collection[str]) -> list[SlideResult]:
-    """Do what is asked for; the results of slides `anew` are removed first."""
+def _do(
+    request: Request, out: Path, progress: Progress, anew: Collection[str], *, alone: bool = False
+) -> list[SlideResult]:
+    """Do what is asked for; the results of slides `anew` are removed first. alone: see `Driver`."""
     _check_how(request.how)
     with gigapixels(request.how.get("max_gigapixels")):
-        return _done(request, out, progress, anew)
+        return _done(request, out, progress, anew, alone)
 
 
-def _done(request: Request, out: Path, progress: Progress, anew: Collection[str]) -> list[SlideResult]:
+def _done(request: Request, out: Path, progress: Progress, anew: Collection[str], alone: bool) -> list[SlideResult]:
     bundle, how, sources = find_bundle(request.model), request.how, list(request.sources)
     check_out(out)
+    if not how.get("store"):
+        refuse_stored(out, (source.name for source in sources if source.name not in anew))
     progress.starting(f"{'starting Ray and ' if how['executor'] == 'ray' else ''}loading {bundle.spec.name}")
     wanted = how["batch_size"], request.settings.get("block_px"), how.get("memory")
     options = WorkerOptions(request.model, out, how["device"], how.get("backend", "auto"), *wanted)
@@ -243,7 +251,8 @@ def _done(request: Request, out: Path, progress: Progress, anew: Collection[str]
         info = workers.info
         chosen = run_settings(suited, info.device, info.precision, info.backend)
         recorded = request if request.id else request.record(out)
-        driver = Driver(sources, bundle, chosen, out, workers, publisher or progress, anew=anew, request=recorded.id)
+        told = publisher or progress
+        driver = Driver(sources, bundle, chosen, out, workers, told, anew=anew, request=recorded.id, alone=alone)
         results = driver.run()
         return publisher.results(results) if publisher else results
     finally:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
+
+Item = TypeVar("Item")
 
 TEMPORARY = ".tmp"
 CACHE_VARIABLE = "WSI_SEG_CACHE"
+_TRIES = 100  # of making a folder that others remove
+_PORTION = 1000
 
 
 def cache_folder() -> Path:
@@ -40,6 +46,44 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink()
         raise
     sync(path.parent)
+
+
+def write_into(path: Path, content: bytes) -> None:
+    """Write a file, in a folder that others make and, when it is empty, remove. Raises OSError, and leaves nothing."""
+    for left in reversed(range(_TRIES)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        except (FileNotFoundError, FileExistsError):  # the folder went away meanwhile
+            if not left:
+                raise
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+            raise
+        else:
+            return
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder that has nothing in it; any other stays."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def do_all(action: Callable[[Item], object], items: Iterable[Item], at_once: int) -> None:
+    """Call `action` on each item, several at once. Of the items only some are in memory at a time."""
+    coming = iter(items)
+    with ThreadPoolExecutor(at_once) as threads:
+        while portion := list(islice(coming, _PORTION)):
+            for _ in threads.map(action, portion):
+                pass
+
+
+def files_in(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and of those in it, keeping none: Path.rglob remembers all that it gave."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
 
 
 def sync(path: Path) -> None:

@@ -18,6 +18,7 @@ PAUSES_S = (0.3, 1.0, 3.0, 9.0)
 PIECE_BYTES = 16 << 20
 SCHEMES = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory")
 _THREADS = 4
+_PARTIAL = 206  # what a web server says that sends the part that was asked for
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def fetch(remote: Remote, target: Path) -> None:
 
     Raises OSError where what came is not of the announced size.
     """
-    starts = range(0, remote.size, PIECE_BYTES)
+    starts = range(0, remote.size, PIECE_BYTES) if _gives_parts(remote) else range(0)
     with target.open("wb") as file:
 
         def copy(start: int) -> None:
@@ -133,6 +134,21 @@ def fetch(remote: Remote, target: Path) -> None:
     size = target.stat().st_size
     if remote.size and size != remote.size:
         raise OSError(f"{size} bytes came of {remote.size}")
+
+
+def _gives_parts(remote: Remote) -> bool:
+    """Whether parts can be asked for; of a web server it is not known before it is asked, which is one byte's cost."""
+    if remote.size <= PIECE_BYTES or not remote.path.startswith(("http://", "https://")):
+        return True
+    from fsspec.asyn import sync
+
+    async def ask() -> bool:
+        session = await remote.fs.set_session()
+        async with session.get(remote.fs.encode_url(remote.path), headers={"Range": "bytes=0-0"}) as answer:
+            answer.raise_for_status()
+            return bool(answer.status == _PARTIAL)  # what else it sends is not read
+
+    return bool(retrying(lambda: sync(remote.fs.loop, ask)))
 
 
 class _NoRanges(Exception):

@@ -27,6 +27,7 @@ class ShuffledWorkers:
 
     name = "shuffled"
     info = WorkerInfo("cpu", "fp32", "torch", 1, 1, "this")
+    held_back = ()
 
     def __init__(self, workers: int, plans: dict[str, SlidePlan], seed: int) -> None:
         self.workers = workers

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,7 +17,7 @@ import pytest
 
 from wsi_seg.engine import lock
 from wsi_seg.engine.layout import CLAIMS, WORK
-from wsi_seg.engine.lock import LEASE_S, Claim, Claims, claim_of
+from wsi_seg.engine.lock import LEASE_S, Claim, Claims, claim_of, claimed
 
 HOLD = """
 import sys, time
@@ -148,3 +149,24 @@ def test_never_do_two_have_it(tmp_path: Path) -> None:
     processes = [subprocess.Popen(command) for _ in range(4)]
     assert [process.wait(timeout=120) for process in processes] == [0] * 4
     assert (tmp_path / "log").read_text() == "()" * 60
+
+
+def test_what_others_hold_for_a_moment_is_waited_for_a_while(claims: Claims, tmp_path: Path) -> None:
+    assert claims.take("slide") is None
+    told: list[str] = []
+
+    def do() -> None:
+        with claimed(tmp_path, "slide", wait_s=60):
+            told.append("done")
+
+    other = threading.Thread(target=do)
+    other.start()
+    time.sleep(0.2)
+    assert not told
+    claims.give_back("slide")
+    other.join(timeout=60)
+    assert told == ["done"]
+    assert claims.take("slide") is None, "it was given back"
+    with claimed(tmp_path, "slide", wait_s=0.1):
+        told.append("done without it")
+    assert claim_of(tmp_path, "slide") is not None

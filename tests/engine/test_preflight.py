@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from wsi_seg.bundles import find_bundle
+from wsi_seg.engine import finish
+from wsi_seg.engine.finish import versions
 from wsi_seg.engine.preflight import Preflight, Question, problems_here
 
 
@@ -50,6 +53,16 @@ def test_a_model_that_is_missing_or_another(question: Question, tmp_path: Path) 
     spec.unlink()
     (problem,) = problems_here(question)
     assert str(tmp_path / "stub") in problem
+
+
+def test_versions_of_what_computes_and_decodes_are_compared_and_recorded(
+    question: Question, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {"openvino", "tifffile", "imagecodecs", "opencv-python", "simplejpeg"} < question["programs"].keys()
+    assert question["programs"]["tifffile"] == metadata.version("tifffile")
+    assert versions().keys() - {"python"} == question["programs"].keys() - {"Python", "code of wsi-seg"}
+    monkeypatch.setattr(finish, "PACKAGES", ("numpy", "neverheard"))
+    assert finish.versions.__wrapped__()["neverheard"] == "missing"
 
 
 def test_what_asked_leaves_nothing_behind(phantoms: Path, stub: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from wsi_seg.api import retry, run
 from wsi_seg.cli.main import _group
 from wsi_seg.engine.layout import RUNS, WORK
 from wsi_seg.engine.status import Status, read_status
-from wsi_seg.errors import OutputError, UsageError
+from wsi_seg.errors import OutputError, ResumeError, UsageError
 from wsi_seg.process import ENVIRONMENT
 from wsi_seg.records import Commit, SlidePlan
 from wsi_seg.slides.limits import VARIABLE
@@ -153,6 +153,30 @@ def test_retry_keeps_the_limit_of_gigapixels(
     assert refused in told("run", phantoms / "a.tiff", *options)
     assert refused in told("retry", tmp_path)
     assert "1 of 1 slides done" in told("retry", tmp_path, "--max-gigapixels", "1")
+
+
+def test_retry_goes_on_with_the_others_where_a_slide_was_begun_with_other_settings(
+    phantoms: Path, stub: Path, tmp_path: Path
+) -> None:
+    """As when what a cluster left is done on another device."""
+    slides = [tmp_path / f"{name}.tiff" for name in "ab"]
+    for slide in slides:
+        slide.write_bytes(b"")
+    out = tmp_path / "out"
+    run(slides, stub, out, executor="local", block_px=1024)
+    for slide in slides:
+        shutil.copy(phantoms / slide.name, slide)
+    plan = {"identity": {"settings": {"device": "cuda"}}, "block_px": 1024}
+    (out / WORK / "a" / "plan.json").write_text(json.dumps(plan))
+    (failed, done) = retry(out)
+    assert (failed.status, failed.kind, done.status) == ("failed", "settings", "done")
+    assert "settings.device was 'cuda', now 'cpu'" in failed.reason
+    assert "`wsi-seg run ... --overwrite`" in failed.reason
+    assert [slide.state for slide in read_status(out).slides] == ["failed", "done"]
+    with pytest.raises(ResumeError):
+        run(slides, stub, out, executor="local", block_px=1024)
+    (result,) = run(slides[0], stub, out, executor="local", block_px=1024, overwrite=True)
+    assert result.status == "done"
 
 
 @pytest.mark.parametrize("command", ["status", "retry"])

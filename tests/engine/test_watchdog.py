@@ -93,6 +93,32 @@ def test_storage_that_is_away_is_waited_for() -> None:
     assert watched.after(4 * LIMIT_S) == ["a", "b"]
 
 
+def test_a_job_that_waits_for_a_worker_of_its_own_has_its_time_once_it_has_one() -> None:
+    watched = Watched()
+    suspect, other = block("suspect"), block("other")
+    watched.begin(suspect)
+    for _ in range(3):
+        watched.clock.now += LIMIT_S
+        watched.begin(other)
+        watched.end(other)  # others still end
+        assert watched.hung([suspect]) == []
+    assert watched.after(LIMIT_S - 60, ending="good") == []
+    assert watched.after(120, ending="good") == ["suspect"]
+
+
+def test_a_slide_whose_job_hangs_is_given_up_though_a_suspect_of_another_waits() -> None:
+    watched = Watched()
+    watched.after(60, ending="good")
+    hangs, suspect = block("hangs"), block("suspect")
+    watched.begin(hangs)
+    watched.begin(suspect)
+    found = []
+    for _ in range(40):
+        watched.clock.now += 60
+        found += watched.hung([suspect])
+    assert {job.slide for job, _ in found} == {"hangs"}
+
+
 def test_finishing_and_volumes_may_take_any_time() -> None:
     watched = Watched()
     watched.begin(Job("finish", "a", ()))

@@ -56,7 +56,7 @@ class PlainProgress:
         click.echo(f"{what} ...", err=True)
 
     def begin(self, slides: int) -> None:
-        self._slides = slides
+        self._slides, self._ended = slides, 0
 
     def planned(self, plan: SlidePlan, resumed: int) -> None:
         for warning in plan.warnings:
@@ -83,13 +83,14 @@ class BarProgress:
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
+        self._all = bars.add_task("slides", total=0, pace="", visible=False)
         self._tasks: dict[str, tuple[TaskID, _Pace]] = {}
 
     def starting(self, what: str) -> None:
         self._bars.console.print(f"{what} ...", highlight=False, markup=False)
 
     def begin(self, slides: int) -> None:
-        self._all = self._bars.add_task("slides", total=slides, pace="")
+        self._bars.reset(self._all, total=slides, visible=True)
 
     def planned(self, plan: SlidePlan, resumed: int) -> None:
         for warning in plan.warnings:

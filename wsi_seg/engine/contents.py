@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_seg.engine.layout import RUN_FILE
+from wsi_seg.files import files_in
 
 _SMALL = 1 << 20  # bytes; larger files are known by their size alone
 _ZARR_METADATA = (".zarray", ".zattrs", ".zgroup", "zarr.json")
@@ -32,7 +33,7 @@ def damage(folder: Path, contents: Mapping[str, Any]) -> str:
                 return f"{name} has other contents"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-    chunks = sum(not _is_told(path) for path in _files(folder))
+    chunks = sum(not _is_told(name) for name in _files(folder))
     return f"{contents['chunks'] - chunks} files of its arrays are missing" if chunks < contents["chunks"] else ""
 
 
@@ -40,23 +41,25 @@ def _contents(folder: Path) -> dict[str, Any]:
     """Return {"files": {path: [bytes, sha256 or None]}, "chunks": number of the others}."""
     files: dict[str, Any] = {}
     chunks = 0
-    for path in _files(folder):
-        if _is_told(path):
-            size = os.path.getsize(path)
-            files[os.path.relpath(path, folder)] = [size, _digest(Path(path)) if size <= _SMALL else None]
+    for name in _files(folder):
+        if _is_told(name):
+            size = (folder / name).stat().st_size
+            files[name] = [size, _digest(folder / name) if size <= _SMALL else None]
         else:
             chunks += 1
     return {"files": dict(sorted(files.items())), "chunks": chunks}
 
 
 def _files(folder: Path) -> Iterator[str]:
-    for parent, _, names in os.walk(folder):
-        yield from (os.path.join(parent, name) for name in names if name != RUN_FILE)
+    """Yield the names of files, as seen from the folder."""
+    for path in files_in(folder):
+        if path.name != RUN_FILE:
+            yield os.path.relpath(path, folder)
 
 
-def _is_told(path: str) -> bool:
+def _is_told(name: str) -> bool:
     """Whether a file is recorded by its name: all but the chunks of Zarr arrays, of which there may be very many."""
-    return ".zarr" + os.sep not in path or os.path.basename(path) in _ZARR_METADATA
+    return ".zarr" + os.sep not in name or os.path.basename(name) in _ZARR_METADATA
 
 
 def _digest(path: Path) -> str:

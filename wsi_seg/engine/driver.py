@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import socket
 import time
 from collections import deque
@@ -19,7 +17,7 @@ from wsi_seg.engine.executors import Executor
 from wsi_seg.engine.finish import RunInfo
 from wsi_seg.engine.identity import identity_of, refuse_differences, refuse_other_slide
 from wsi_seg.engine.lanes import Lanes
-from wsi_seg.engine.layout import RUN_FILE, TRASH, WORK
+from wsi_seg.engine.layout import RUN_FILE, WORK
 from wsi_seg.engine.ledger import Ledger, storing
 from wsi_seg.engine.lock import Claim, Claims
 from wsi_seg.engine.progress import Progress
@@ -28,6 +26,7 @@ from wsi_seg.engine.summary import Summary, result_of
 from wsi_seg.engine.watchdog import Watchdog
 from wsi_seg.engine.worker import Failure, Job, Outcome
 from wsi_seg.errors import OutputError, WsiSegError
+from wsi_seg.files import remove_if_empty
 from wsi_seg.records import Commit, SlidePlan, SlideResult
 from wsi_seg.slides.inputs import SlideSource
 
@@ -58,6 +57,7 @@ class Driver:
     """Runs slides to their end on an executor.
 
     anew: the slides whose results and half-made results are removed first. request: the id of what was asked for.
+    alone: what refuses a slide fails it alone; else it ends the run before anything is done.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Driver:
         *,
         anew: Collection[str] = (),
         request: str = "",
+        alone: bool = False,
     ) -> None:
         self._settings = settings
         self._bundle = bundle
@@ -79,6 +80,7 @@ class Driver:
         self._progress = progress
         self._anew = set(anew)
         self._request = request
+        self._alone = alone
         self._claims = Claims(out)
         self._summary = Summary(out)
         self._watchdog = Watchdog()
@@ -99,8 +101,10 @@ class Driver:
         """
         with stopped_by_sigterm():
             try:
-                self._prepare()
+                refused = self._prepare()
                 self._progress.begin(len(self._order))
+                for slide, failure in refused:
+                    self._tell(slide, self._failed(slide, failure))
                 self._skip_done()
                 self._loop()
             except KeyboardInterrupt:
@@ -108,19 +112,29 @@ class Driver:
                 raise
             finally:
                 self._claims.close()
-                _remove_if_empty(self._out / WORK)
+                remove_if_empty(self._out / WORK)
         self._summary.write(self.results.values())
         return [self.results[name] for name in self._order]
 
-    def _prepare(self) -> None:
-        """Refuse what would harm earlier results, then remove what is not wanted of them."""
-        for slide in self._waiting:
-            slide.ledger.check_ours()
-        for slide in self._waiting:
-            if slide.name in self._anew:
-                self._discard(slide)
-            if slide.name not in self._anew and (kept := slide.ledger.identity()) is not None:
-                refuse_differences(slide.ledger.final, kept, self._identity(slide))
+    def _prepare(self) -> list[tuple[_Slide, Failure]]:
+        """Refuse what would harm earlier results, and remove what is not wanted of them."""
+        refused = []
+        for check in (lambda slide: slide.ledger.check_ours(), self._check_same):
+            for slide in list(self._waiting):
+                try:
+                    check(slide)
+                except WsiSegError as error:
+                    if not self._alone:
+                        raise
+                    self._waiting.remove(slide)
+                    refused.append((slide, Failure.of(error)))
+        return refused
+
+    def _check_same(self, slide: _Slide) -> None:
+        if slide.name in self._anew:
+            self._discard(slide)
+        if slide.name not in self._anew and (kept := slide.ledger.identity()) is not None:
+            refuse_differences(slide.ledger.final, kept, self._identity(slide))
 
     def _discard(self, slide: _Slide) -> None:
         """Remove what there is of a slide; where another run works on it, this is left for later."""
@@ -271,7 +285,7 @@ class Driver:
             self._end(slide, self._left_to(slide, "another run, since this one was silent for too long"))
 
     def _give_up_hung(self) -> None:
-        for job, reason in self._watchdog.hung():
+        for job, reason in self._watchdog.hung(self._executor.held_back):
             self._watchdog.forget(job)
             self._executor.abandon(job)
             self._take(job, Failure(f"{reason}; it is given up", "stall"))
@@ -376,24 +390,3 @@ class Driver:
         if slide.source.volume:  # grey, so a model's own target is not used
             settings = settings.model_copy(update={"stain": None})
         return identity_of(slide.source, self._bundle.spec, settings, fingerprint)
-
-
-def check_out(out: Path) -> None:
-    """Make the output folder; OutputError where it cannot be written to."""
-    probe = out / WORK / f".probe.{os.getpid()}"
-    try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"wsi_seg" * 1000)
-        probe.unlink()
-        for trash in probe.parent.glob(f"{TRASH}*"):  # of a run that was killed while it removed
-            shutil.rmtree(trash, ignore_errors=True)
-        _remove_if_empty(probe.parent)
-    except OSError as error:
-        raise OutputError(
-            f"--out {out}: cannot be written to ({error.strerror}); choose a folder you may write to, with room"
-        ) from None
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()

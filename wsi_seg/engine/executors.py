@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,6 +46,10 @@ class Executor(Protocol):
     def workers(self) -> int:
         """How many there are, at least 1; it may change."""
 
+    @property
+    def held_back(self) -> Collection[Job]:
+        """Jobs that were handed in and that no worker has now."""
+
     def free(self) -> Iterator[int]:
         """Yield a worker that can take a job, the least busy first, until all are busy."""
 
@@ -67,6 +71,7 @@ class LocalExecutor:
 
     name = "local"
     workers = 1
+    held_back = ()
 
     def __init__(self, options: WorkerOptions) -> None:
         self._worker = Worker(options)
@@ -152,6 +157,10 @@ class RayExecutor:
     def workers(self) -> int:
         return max(1, sum(not member.lost for member in self._members))
 
+    @property
+    def held_back(self) -> list[Job]:
+        return [job for job, _ in self._suspects]
+
     def _gather(self) -> None:
         """Wait for the workers of all nodes that there are."""
         import ray
@@ -195,11 +204,8 @@ class RayExecutor:
     def free(self) -> Iterator[int]:
         while not self._running and not self._suspects and not self._available():
             self.wait()  # all workers are away or lost, and only a new one brings the run on
-        while available := self._available():
-            member = min(available, key=lambda member: member.load)
-            if member.load >= member.info.jobs:
-                return
-            yield self._members.index(member)
+        while roomy := [member for member in self._available() if member.load < member.info.jobs]:
+            yield self._members.index(min(roomy, key=lambda member: member.load))
 
     def _available(self) -> list[Member]:
         return [member for member in self._members if member.here and member is not self._reserved]
@@ -271,15 +277,20 @@ class RayExecutor:
     def _forget(self, ref: Ref) -> tuple[Member, Job, int]:
         member, job, attempt = self._running.pop(ref)
         member.load -= 1
-        if member is self._reserved and not member.load:
-            self._reserved = None
+        self._release()
         return member, job, attempt
+
+    def _release(self) -> None:
+        """Give the reserved worker back once no suspect is with it or waits for it."""
+        if not self._suspects and all(attempt == 1 for *_, attempt in self._running.values()):
+            self._reserved = None
 
     def abandon(self, job: Job) -> None:
         self._suspects = deque(suspect for suspect in self._suspects if suspect[0] is not job)
         for ref in [ref for ref, (_, own, _) in self._running.items() if own is job]:
             member, *_ = self._forget(ref)
             member.restart()  # the other job that it has becomes a suspect
+        self._release()
 
     def _place_suspect(self) -> None:
         """Give the next suspect a worker of its own, once that one has nothing else to do."""

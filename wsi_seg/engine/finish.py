@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 from wsi_seg.config import LABEL_CHUNK_PX
 from wsi_seg.engine.contents import seal
 from wsi_seg.engine.gallery import Gallery
+from wsi_seg.engine.identity import PACKAGES
 from wsi_seg.engine.layout import LABELS
 from wsi_seg.engine.ledger import Ledger
 from wsi_seg.engine.staining import unnormalised_tiles
@@ -285,5 +286,11 @@ def _gpu_busy(gpu_s: float | None, fresh: float, wall_s: float, info: RunInfo) -
 @cache
 def versions() -> Mapping[str, str]:
     """Return the versions of what took part."""
-    packages = ("wsi-seg", "torch", "segmentation-models-pytorch", "openslide-python", "zarr", "dask", "numba", "ray")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"

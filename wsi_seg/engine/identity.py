@@ -15,6 +15,13 @@ from wsi_seg.slides.remote import is_remote_file, version_of
 from wsi_seg.slides.trial import try_out
 from wsi_seg.volumes.reading import fingerprint_of
 
+PACKAGES = (
+    *("wsi-seg", "torch", "openvino", "segmentation-models-pytorch", "numpy", "scipy", "scikit-image", "numba"),
+    *("openslide-python", "openslide-bin", "tifffile", "imagecodecs", "simplejpeg", "opencv-python", "pillow"),
+    *("tiatoolbox", "zarr", "numcodecs", "pyarrow", "dask", "ray"),
+)
+"""What reads, computes and writes: its versions are recorded with results, and are one on all nodes of a cluster."""
+
 
 def identity_of(
     source: SlideSource, model: ModelSpec, settings: RunSettings, fingerprint: str | None = None
@@ -47,8 +54,8 @@ def refuse_differences(where: object, kept: Mapping[str, Any], wanted: Mapping[s
     ]
     if differences:
         raise ResumeError(
-            f"{where}: was begun with other settings ({'; '.join(differences)}); use the same, choose another --out, "
-            "or --overwrite to start anew"
+            f"{where}: was begun with other settings ({'; '.join(differences)}); use the same, or start anew with "
+            "`wsi-seg run ... --overwrite` or another --out"
         )
 
 

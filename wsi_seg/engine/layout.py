@@ -9,6 +9,7 @@ OUT/.work/<slide>/finished.*/            outputs while they are written
 OUT/.work/<slide>/failure.json           why the slide failed when it was last tried
 OUT/.work/.claims/<slide>/               which run works on it
 OUT/.work/.claims/.store.<slide>/        which run copies it to a store
+OUT/.work/.claims/.summary/              which run writes summary.csv
 OUT/.work/.trash.*/                      what is being removed
 """
 

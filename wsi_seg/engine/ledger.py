@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +27,7 @@ import pyarrow as pa
 from wsi_seg.engine.contents import damage
 from wsi_seg.engine.layout import FAILURE_FILE, LABELS, PLAN_FILE, RUN_FILE, TRASH, WORK
 from wsi_seg.errors import DamageError, OutputError, StorageError
-from wsi_seg.files import TEMPORARY, replacing, sync
+from wsi_seg.files import TEMPORARY, do_all, files_in, replacing, sync
 from wsi_seg.records import Block, Commit, SlidePlan
 
 _SUFFIX = ".block"
@@ -116,7 +117,8 @@ class Ledger:
                 self._drop(self._blocks)
             _make_folder(self._blocks)
             for attempt in self.work.glob("finished.*"):
-                shutil.rmtree(attempt, ignore_errors=True)
+                with suppress(FileNotFoundError):  # the worker of a killed run lives on, and gave it its final name
+                    self._drop(attempt)
             for left in (*self.work.glob(f".*{TEMPORARY}"), *self._blocks.glob(f".*{TEMPORARY}")):
                 left.unlink(missing_ok=True)
             self._write(
@@ -289,9 +291,8 @@ def storing(slide: str, folder: Path) -> Iterator[None]:
 
 
 def _sync_tree(folder: Path) -> None:
-    with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:  # each waits for the disk, or a server
-        for _ in threads.map(sync, [*folder.rglob("*"), folder]):
-            pass
+    folders = (Path(parent) for parent, *_ in os.walk(folder))
+    do_all(sync, chain(files_in(folder), folders), _SYNCED_AT_ONCE)  # each waits for the disk, or a server
 
 
 def _pack(data: BlockData) -> bytes:

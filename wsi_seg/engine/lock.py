@@ -17,12 +17,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
 from wsi_seg.engine.layout import CLAIMS, WORK
+from wsi_seg.files import remove_if_empty, write_into
 
 LEASE_S = 60.0
 """A run on another machine counts as dead when it has not renewed its claim for so long."""
@@ -127,11 +128,8 @@ class Claims:
         values = asdict(claim)
         del values["renewed"]
         path = self._folder / slide / uuid.uuid4().hex
-        while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # who gave the slide back removed the folder meanwhile
-                path.write_text(json.dumps(values), encoding="utf-8")
-                return path
+        write_into(path, json.dumps(values).encode())  # who gives the slide back removes the folder
+        return path
 
     def _renew(self) -> None:
         while not self._closing.wait(LEASE_S / _RENEWALS):
@@ -143,6 +141,20 @@ class Claims:
                         self._lost.add(slide)
                 except OSError:
                     pass  # the storage is away for a while; the next renewal tells
+
+
+@contextmanager
+def claimed(out: Path, name: str, wait_s: float) -> Iterator[None]:
+    """Hold a claim on what others hold for a moment. Where it is not to be had in time, the body goes on without it."""
+    claims, end = Claims(out), time.monotonic() + wait_s
+    try:
+        with suppress(OSError):  # such as a full disk, of which the body tells
+            while claims.take(name) is not None and time.monotonic() < end:
+                time.sleep(0.02)
+        yield
+    finally:
+        claims.close()
+        remove_if_empty(out / WORK)
 
 
 def claim_of(out: Path, slide: str) -> Claim | None:

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from wsi_seg.bundles import Bundle, find_bundle
+from wsi_seg.engine.identity import PACKAGES
 from wsi_seg.engine.layout import WORK
 from wsi_seg.errors import WsiSegError
+from wsi_seg.files import write_into
 from wsi_seg.process import ENVIRONMENT
 from wsi_seg.slides.remote import is_remote_file, size_of
 
 if TYPE_CHECKING:
     import ray
 
-_PACKAGES = ("wsi-seg", "torch", "numpy", "openslide-python", "openslide-bin", "numba", "numcodecs", "pyarrow", "zarr")
 _MOST_SLIDES = 200  # that are looked for, evenly among all
 _THREADS = 8
 
@@ -48,8 +49,7 @@ class Preflight:
 
     def __init__(self, slides: Sequence[str], bundle: Bundle, out: Path) -> None:
         self._token = out / WORK / f".preflight.{uuid.uuid4().hex}"
-        self._token.parent.mkdir(parents=True, exist_ok=True)
-        self._token.write_text(self._token.name, encoding="utf-8")
+        write_into(self._token, self._token.name.encode())
         programs, self._look = _travelling()
         self.question: Question = {
             "programs": programs(),
@@ -91,7 +91,7 @@ def problems_here(question: Question) -> list[str]:
 
 def _travelling() -> tuple[Callable[[], dict[str, str]], Callable[[Question], list[str]]]:
     """Return functions that pickle with all they need, since they cannot be imported by name."""
-    packages = _PACKAGES
+    packages = PACKAGES
 
     def programs() -> dict[str, str]:
         """Return the versions of Python and of packages, and a hash of the files of wsi_seg, of which many have one."""

@@ -20,14 +20,14 @@ from typing import Any
 from wsi_seg.engine.layout import RUN_FILE, SUMMARY_FILE, WORK
 from wsi_seg.engine.ledger import Ledger
 from wsi_seg.engine.lock import Claims
+from wsi_seg.engine.outputs import STORED, stored_at
 from wsi_seg.engine.progress import Progress
 from wsi_seg.engine.summary import Summary
 from wsi_seg.errors import OutputError, WsiSegError
-from wsi_seg.files import TEMPORARY, replacing
+from wsi_seg.files import TEMPORARY, do_all, files_in, replacing
 from wsi_seg.objectstore import open_store, retrying
 from wsi_seg.records import Commit, SlidePlan, SlideResult
 
-_STORED = "stored_at"  # in the run.json that stands for results elsewhere
 _SLIDES_AT_ONCE = 2
 _FILES_AT_ONCE = 8  # of each
 _ASK_S = 1.0  # whether another run has stored a slide
@@ -63,7 +63,7 @@ class Publisher:
     def _learn(self, name: str) -> None:
         """Let the working folder say whether a slide is stored; results that are not stored yet stay."""
         folder = self._work / name
-        if folder.exists() and not self._stands_for_stored(folder) and not _is_begun(folder):
+        if folder.exists() and not stored_at(folder) and not _is_begun(folder):
             return
         try:
             record = json.loads(retrying(lambda: self._fs.cat_file(self._key(name, RUN_FILE))))
@@ -72,18 +72,12 @@ class Publisher:
             return
         self._stand_for(folder, record)
 
-    def _stands_for_stored(self, folder: Path) -> bool:
-        try:
-            return _STORED in json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-
     def _stand_for(self, folder: Path, record: dict[str, Any]) -> None:
         """Let a folder have nothing but a record that says where the rest is; a kill at any moment does no harm."""
         record.pop("contents", None)  # which are elsewhere
         folder.mkdir(exist_ok=True)
         with replacing(folder / RUN_FILE) as file:
-            file.write(json.dumps({**record, _STORED: f"{self._url}/{folder.name}"}, indent=1).encode() + b"\n")
+            file.write(json.dumps({**record, STORED: f"{self._url}/{folder.name}"}, indent=1).encode() + b"\n")
         for path in folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -97,7 +91,7 @@ class Publisher:
             if self._closing.wait(_ASK_S):
                 return
         try:
-            if not self._stands_for_stored(self._work / name):
+            if not stored_at(self._work / name):
                 self._upload(name)
         finally:
             self._claims.give_back(claim)
@@ -105,15 +99,16 @@ class Publisher:
     def _upload(self, name: str) -> None:
         """Store a finished slide, then keep only its run.json here."""
         folder = self._work / name
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RUN_FILE)
-        wanted = {self._key(name, path.relative_to(folder).as_posix()): path for path in files}
-        before = self._keys(name)
-        last = self._key(name, RUN_FILE)
+        before, root, last = self._keys(name), self._key(name, ""), self._key(name, RUN_FILE)
         if last in before:  # what is stored is not whole until it is there again
             retrying(lambda: self._fs.rm_file(last))
-        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-            list(pool.map(self._put, wanted.values(), wanted))
-            list(pool.map(self._remove, before - wanted.keys() - {last}))
+
+        def put(path: Path) -> None:
+            self._put(path, root + path.relative_to(folder).as_posix())
+
+        do_all(put, (path for path in files_in(folder) if path != folder / RUN_FILE), _FILES_AT_ONCE)
+        stale = (key for key in before if not (folder / key.removeprefix(root)).is_file())
+        do_all(self._remove, stale, _FILES_AT_ONCE)
         self._put(folder / RUN_FILE, last)
         self._stand_for(folder, json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
 
@@ -178,7 +173,7 @@ class Publisher:
         self._told.advanced(plan, commit)
 
     def ended(self, result: SlideResult) -> None:
-        if result.status == "done" and not self._stands_for_stored(self._work / result.name):
+        if result.status == "done" and not stored_at(self._work / result.name):
             self._stored[result.name] = self._pool.submit(self._store, result.name)
         self._told.ended(result)
 

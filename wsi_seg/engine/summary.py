@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from wsi_seg.engine.layout import FAILURE_FILE, RUN_FILE, SUMMARY_FILE, WORK
+from wsi_seg.engine.lock import claimed
 from wsi_seg.errors import OutputError
 from wsi_seg.files import replacing
 from wsi_seg.records import SlideResult
 
+_CLAIM = ".summary"  # no slide's name begins with a dot
+_WAIT_S = 5.0
 _COUNTED = ("nuclei", "tissue_mm2", "mpp", "seconds", "tiles_unnormalised")
 _COLUMNS = ("name", "path", "status", *_COUNTED, "kind", "reason", "details", "warnings")
 
@@ -43,6 +46,10 @@ class Summary:
 
     def write(self, results: Iterable[SlideResult]) -> None:
         """Put lines for these in the place of their old ones. Raises OutputError."""
+        with claimed(self._out, _CLAIM, _WAIT_S):  # another run may put its own
+            self._replace(results)
+
+    def _replace(self, results: Iterable[SlideResult]) -> None:
         rows = {name: row for name, row in self._read().items() if name not in self._gone}
         for result in results:
             if result.status != "busy" or result.name not in rows:  # else the other run tells more

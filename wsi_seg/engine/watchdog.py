@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from wsi_seg.engine.worker import Job
@@ -64,12 +64,20 @@ class Watchdog:
         """Watch a job no more that did not end."""
         del self._watches[id(job)]
 
-    def hung(self) -> list[tuple[Job, str]]:
-        """Return the jobs to give up, each with what is wrong with it; warn of those that are only slow."""
+    def hung(self, held_back: Collection[Job] = ()) -> list[tuple[Job, str]]:
+        """Return the jobs to give up, each with what is wrong with it; warn of those that are only slow.
+
+        held_back: jobs that wait for a worker; their time begins when they have one.
+        """
         now = self._clock()
         gap, self._looked = now - self._looked, now
+        for job in held_back:
+            self._watches[id(job)].begun = now
+        waiting = {id(job) for job in held_back}
+        at_work = [watch for watch in self._watches.values() if id(watch.job) not in waiting]
+        slides = {watch.job.slide for watch in at_work}
         found = []
-        for watch in self._watches.values():
+        for watch in at_work:
             if gap > _ASLEEP_S:
                 watch.begun += gap
             took, longest = now - watch.begun, self._longest.get(watch.job.method)
@@ -80,13 +88,12 @@ class Watchdog:
             limit += FETCH_S * _is_remote(watch.job)
             if watch.job.method not in ("plan", "block") or took < limit:
                 continue
-            if took > _VERY_LONG * limit or self._is_at_fault(watch, now):
+            if took > _VERY_LONG * limit or slides == {watch.job.slide} or self._others_end(watch, now):
                 found.append((watch.job, _told(watch.job, took, longest)))
         return found
 
-    def _is_at_fault(self, watch: _Watch, now: float) -> bool:
-        slides = {other.job.slide for other in self._watches.values()}
-        return now - self._last_end < (now - watch.begun) / 2 or slides == {watch.job.slide}
+    def _others_end(self, watch: _Watch, now: float) -> bool:
+        return now - self._last_end < (now - watch.begun) / 2
 
 
 def _is_remote(job: Job) -> bool:

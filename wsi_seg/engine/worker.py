@@ -138,6 +138,7 @@ class Worker:
         self._out = options.out
         self._maps = MapSource(network, sizes.batch_size, need.kept(sizes))
         self._slides: OrderedDict[tuple[str, float | None], tuple[Slide, Plane]] = OrderedDict()
+        self._opening: dict[tuple[str, float | None], threading.Lock] = {}
         self._lock = threading.Lock()
 
     def describe(self) -> WorkerInfo:
@@ -187,12 +188,18 @@ class Worker:
         """Return the slide at the model's resolution; the last few slides stay open."""
         key = (plan.path, plan.mpp_given)
         with self._lock:
-            if key not in self._slides:
-                self._slides[key] = reopen(plan)
-                while self._too_many_open():
-                    self._slides.popitem(last=False)[1][0].close()
-            self._slides.move_to_end(key)
-            return self._slides[key][1]
+            opening = self._opening.setdefault(key, threading.Lock())
+        with opening:  # of this slide alone, since another may have to be fetched first
+            with self._lock:
+                if key in self._slides:
+                    self._slides.move_to_end(key)
+                    return self._slides[key][1]
+            opened = reopen(plan)
+            with self._lock:
+                self._slides[key] = opened
+                while self._too_many_open():  # they close when nobody reads from them any more
+                    self._opening.pop(self._slides.popitem(last=False)[0], None)
+            return opened[1]
 
     def _too_many_open(self) -> bool:
         spare = list(self._slides.values())[: -self.info.jobs]
