@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +217,24 @@ def test_print_resolutions_are_no_pixel_size(picture: RGB, dpi: int) -> None:
 def test_downsamples_snap_to_whole_numbers(sizes: list[tuple[int, int]], expected: tuple[float, ...]) -> None:
     levels = [np.broadcast_to(np.uint8(0), (height, width, 3)) for width, height in sizes]
     assert ArraySource(levels).level_downsamples == expected
+
+
+@pytest.mark.parametrize("padded", [(768, 500), (750, 512), (752, 512), (1024, 512)])
+def test_a_level_that_is_padded_to_whole_tiles_is_not_used(
+    padded: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    levels = [np.broadcast_to(np.uint8(0), (height, width, 3)) for width, height in ((3000, 2000), padded, (375, 250))]
+    assert ArraySource(levels).level_downsamples == (1.0, 8.0)
+    assert "level 1 has" in caplog.text
+
+
+@pytest.mark.parametrize("size", [(2999, 131), (4443, 3567), (137, 20001), (1021, 1019)])
+@pytest.mark.parametrize("step", [2, 3.17, 4, 32])
+@pytest.mark.parametrize("rounding", [math.floor, math.ceil, round])
+def test_levels_that_are_rounded_are_used(size: tuple[int, int], step: float, rounding: Callable[[float], int]) -> None:
+    levels = [np.broadcast_to(np.uint8(0), (size[1], size[0], 3))]
+    levels.append(np.broadcast_to(np.uint8(0), (rounding(size[1] / step), rounding(size[0] / step), 3)))
+    assert len(ArraySource(levels).level_downsamples) == 2
 
 
 def test_thumbnail_reads_the_coarsest_fitting_level_by_blocks(picture: RGB, monkeypatch: pytest.MonkeyPatch) -> None:

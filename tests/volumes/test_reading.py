@@ -24,11 +24,13 @@ OME = {"axes": "ZYX"} | {
 }
 
 
-def write_ome_zarr(path: Path, values: npt.NDArray[Any], axes: str, zarr_format: str, unit: bool = True) -> Path:
+def write_ome_zarr(
+    path: Path, values: npt.NDArray[Any], axes: str, zarr_format: str, unit: bool = True, z_um: float = 3.0
+) -> Path:
     root = ngff.open_root(str(path), zarr_format, "w")
     array = ngff.create_array(root, "0", values.shape, values.shape, values.dtype, zarr_format, axes=list(axes))
     array[:] = values
-    size = [{"z": 3.0, "y": 0.5, "x": 0.5}.get(axis, 1.0) for axis in axes]
+    size = [{"z": z_um, "y": 0.5, "x": 0.5}.get(axis, 1.0) for axis in axes]
     root.attrs.update(ngff.multiscales("stack", axes, ["0"], [size], zarr_format, unit=unit))
     return path
 
@@ -155,6 +157,36 @@ def test_a_spacing_that_is_given_wins_with_a_warning(tmp_path: Path, caplog: pyt
         assert not caplog.messages
         assert read_volume(path, spacing=9.0).spacing == 9.0
     assert caplog.messages == [f"{path}: using spacing 9 as given, although the file says 3"]
+
+
+@pytest.mark.parametrize("spacing", [-0.5, 0.0])
+def test_a_spacing_has_no_direction(tmp_path: Path, spacing: float) -> None:
+    """ImageJ writes a negative one where slices go down; 0 is none."""
+    metadata = {"axes": "ZYX", "unit": "um", "spacing": spacing}
+    tifffile.imwrite(tmp_path / "a.tif", STACK, imagej=True, resolution=(2, 2), metadata=metadata)
+    path = write_ome_zarr(tmp_path / "a.zarr", STACK, "zyx", "0.4", z_um=spacing)
+    for volume in (read_volume(str(tmp_path / "a.tif")), read_volume(str(path))):
+        assert (volume.mpp, volume.spacing) == (0.5, abs(spacing) or None)
+
+
+def test_a_volume_of_big_endian_values_is_read(tmp_path: Path) -> None:
+    """As bioformats2raw writes them."""
+    array = zarr.create_array(tmp_path / "a.zarr", shape=STACK.shape, dtype=">u2", zarr_format=2)
+    array[:] = STACK
+    tifffile.imwrite(tmp_path / "a.tif", STACK.astype(">u2"), byteorder=">")
+    for name in ("a.zarr", "a.tif"):
+        assert is_volume(str(tmp_path / name))
+        values = read_volume(str(tmp_path / name), 0.5).values
+        assert values.dtype.isnative and values.dtype == np.uint16
+        assert np.array_equal(values, STACK)
+
+
+def test_sizes_are_those_of_the_stack_that_is_read(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        file.write(STACK[0], metadata={"axes": "YX", "PhysicalSizeX": 5.0, "PhysicalSizeY": 5.0})
+        file.write(STACK, metadata=OME)
+    volume = read_volume(str(tmp_path / "a.ome.tif"))
+    assert (len(volume.values), volume.mpp, volume.spacing) == (5, 0.5, 3.0)
 
 
 def test_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:

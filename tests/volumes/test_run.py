@@ -26,12 +26,16 @@ from wsi_seg.cli.plan import plan as plan_command
 from wsi_seg.cli.run import run as run_command
 from wsi_seg.config import Separation
 from wsi_seg.errors import ResumeError, UsageError
+from wsi_seg.inference import MapSource
 from wsi_seg.nets import build_network
 from wsi_seg.nets.heads import out_channels
 from wsi_seg.records import SlideResult
 from wsi_seg.slides.inputs import find_slides
 from wsi_seg.stain.measuring import fit
 from wsi_seg.stain.normaliser import write_target
+from wsi_seg.stopwatch import Stopwatch
+from wsi_seg.volumes.reading import Volume
+from wsi_seg.volumes.segment import segment_volume
 
 HEADS = ("binary", "multiclass", "instances", "types")
 
@@ -108,6 +112,18 @@ def test_slices_are_segmented_as_pictures_are(model_2d: Path, stack: Path, tmp_p
         whole = (np.bincount(section.ravel()) >= model.spec.separation.min_area_um2)[section] & (section > 0)
         assert len(nuclei) == len(np.unique(section[whole])) > 0
         assert np.array_equal(nuclei.labels > 0, whole)
+
+
+def test_a_copy_with_another_mpp_gets_maps_of_its_own(model_2d: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wsi_seg.load_model(model_2d, device="cpu")
+    grey = (speckled(ellipsoids(SHAPE, 14, 3, (4.0, 6.5)), 3)[6:8] // 32).clip(0, 255).astype(np.uint8)
+    coarse, fine = (Volume("a.tif", grey, mpp, 1.0, "same content") for mpp in (1.0, 0.5))
+    alone, shared = MapSource(model.network), MapSource(model.network)
+    expected = segment_volume(fine, alone, Stopwatch())
+    assert not alone._tiles, "no tile is wanted again"
+    monkeypatch.setattr(MapSource, "forget", lambda *_: None)
+    segment_volume(coarse, shared, Stopwatch())
+    assert np.array_equal(segment_volume(fine, shared, Stopwatch()).labels, expected.labels)
 
 
 def test_an_object_that_is_large_enough_keeps_its_small_sections(model_2d: Path, stack: Path, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from wsi_seg.slides.inputs import SlideSource
 from wsi_seg.stopwatch import Stopwatch
 from wsi_seg.volumes.reading import read_volume
 
-# measured on the demo slide (5,600 nuclei per mm2, basic measurements)
-_MB_PER_MM2 = 4.5
-_MB_PER_SLIDE = 2.2  # the picture
-_WHILE_IN_WORK = 2  # blocks and outputs stand beside each other until the slide is done
+# measured on the demo slide: 5,600 nuclei per mm2, basic measurements; full ones take 4 % more
+_BLOCKS_MB_PER_MM2 = 3.2  # they stand beside the outputs until the slide is done
+_OUTPUTS_MB_PER_MM2 = 3.9
+_MB_PER_SLIDE = 2.3  # the picture
 _BESIDES_NETWORK = 1.3  # whole run over its forward passes: 1.25 to 1.36 on the demo and CMU slides, 2 cores
 
 
@@ -69,7 +69,8 @@ def plan_each(
 def estimate(plan: SlidePlan, tiles_per_s: float | None) -> Estimate:
     """Estimate one slide from its tissue and the network's speed."""
     seconds = None if tiles_per_s is None else plan.tile_count / tiles_per_s * _BESIDES_NETWORK
-    return Estimate(seconds, _WHILE_IN_WORK * _MB_PER_MM2 * plan.tissue_mm2 + _MB_PER_SLIDE)
+    megabytes = (_BLOCKS_MB_PER_MM2 + _OUTPUTS_MB_PER_MM2) * plan.tissue_mm2 + _MB_PER_SLIDE
+    return Estimate(seconds, megabytes)
 
 
 def time_network(network: Network) -> float:

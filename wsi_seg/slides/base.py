@@ -16,7 +16,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-from wsi_seg.errors import MppError, UsageError
+from wsi_seg.errors import MppError, SlideOpenError, UsageError
 from wsi_seg.geometry import Box
 from wsi_seg.slides.limits import check_area, check_levels
 from wsi_seg.slides.mpp import check_mpp, require_mpp, settle_mpp
@@ -29,13 +29,17 @@ log = logging.getLogger("wsi_seg")
 
 LEVEL_TOLERANCE = 0.03
 """A level this close to the wanted mpp is read as it is."""
-SHAPE_TOLERANCE = 0.05
-"""A level whose height differs by more from what its width says is not used."""
+ROUNDING_PX = 1.5
+"""A level whose sides differ by more from those of the slide, divided alike, is not used: it is padded or a label."""
 MAX_ENLARGEMENT = 2.2
 """Beyond this factor a network sees nothing but interpolation."""
 CHUNK = 1024
 OR_CONVERT = "check that the copy is whole, or convert it to OME-TIFF or OME-Zarr"
 """The next step where a reader gives up."""
+
+
+class UnsuitedError(SlideOpenError):
+    """A reader understands the file, and its content cannot be used; another reader would show but a part of it."""
 
 
 @dataclass(frozen=True)
@@ -283,8 +287,8 @@ def _levels_of_one_shape(path: str, level_dimensions: Sequence[tuple[int, int]])
     width_l0, height_l0 = level_dimensions[0]
     kept = []
     for level, (width, height) in enumerate(level_dimensions):
-        expected = height_l0 * width / width_l0
-        if abs(height - expected) <= 1.5 + SHAPE_TOLERANCE * expected:
+        # what a rounding of either side makes of the difference of the products
+        if abs(height * width_l0 - width * height_l0) <= ROUNDING_PX * (width_l0 + height_l0):
             kept.append(level)
         else:
             size = f"{width} x {height} px, another shape than the slide's {width_l0} x {height_l0}"

@@ -15,7 +15,7 @@ from PIL import Image
 from wsi_seg.errors import SlideOpenError
 from wsi_seg.geometry import Box
 from wsi_seg.pixels import depth_problem, rgb_of
-from wsi_seg.slides.base import RGB, Facts, Slide
+from wsi_seg.slides.base import RGB, Facts, Slide, UnsuitedError
 from wsi_seg.slides.fingerprint import file_digest
 
 _UM_PER_INCH = 25400.0
@@ -46,7 +46,7 @@ class ImageSlide(Slide):
 
     def _decode(self, image: Image.Image) -> RGB:
         if problem := depth_problem(image):
-            raise SlideOpenError(self.path, problem)
+            raise UnsuitedError(self.path, problem)
         return rgb_of(image)
 
     def _facts(self) -> Facts:

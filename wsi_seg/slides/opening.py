@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from wsi_seg.errors import SlideError, SlideOpenError
 from wsi_seg.objectstore import url_problem
-from wsi_seg.slides.base import Slide
+from wsi_seg.slides.base import Slide, UnsuitedError
 from wsi_seg.slides.paths import is_zarr
 from wsi_seg.slides.remote import Copy, is_remote_file
 from wsi_seg.slides.tiff_check import MAGIC, defect
@@ -76,7 +76,10 @@ def _open_folder(path: str, mpp: float | None) -> Slide:
 
 
 def _first_that_opens(path: str, mpp: float | None) -> Slide:
-    """Return the slide of the first fitting reader that opens the file; else the first one's reason counts."""
+    """Return the slide of the first fitting reader that opens the file; else the first one's reason counts.
+
+    What one reader understands and refuses is not asked of the next, which would show but a part of it.
+    """
     head = _head(path)
     missing = defect(path, head)
     if missing:
@@ -85,6 +88,8 @@ def _first_that_opens(path: str, mpp: float | None) -> Slide:
     for reader in _readers(path, head):
         try:
             return reader(path, mpp)
+        except UnsuitedError:
+            raise
         except SlideOpenError as error:
             refusals.append(error)
     if refusals:
@@ -99,7 +104,7 @@ def _readers(path: str, head: bytes) -> Iterator[Reader]:
 
     maker = vendor(path)
     tiff = head.startswith(MAGIC)
-    if tiff and (maker is None or (maker == "generic-tiff" and _is_ome(path))):
+    if tiff and (maker is None or (maker == "generic-tiff" and _is_for_tifffile(path))):
         yield _tiff
     if maker is not None:
         yield _openslide
@@ -134,12 +139,13 @@ def _head(path: str) -> bytes:
         raise SlideOpenError(path, f"cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _is_ome(path: str) -> bool:
+def _is_for_tifffile(path: str) -> bool:
+    """Whether OpenSlide would miss what a TIFF is: OME's pixel size, or more than 8 bits, which it shows as black."""
     import tifffile
 
     try:
         with tifffile.TiffFile(path) as file:
-            return bool(file.is_ome)
+            return bool(file.is_ome) or file.pages.first.bitspersample > 8
     except Exception:
         return False  # tifffile passes on whatever a malformed file makes it meet; its reader says what is wrong
 

@@ -11,18 +11,20 @@ import zarr
 from defusedxml import ElementTree
 
 from wsi_seg.errors import SlideOpenError
-from wsi_seg.slides.base import OR_CONVERT, RGB
+from wsi_seg.slides.base import OR_CONVERT, RGB, UnsuitedError
 from wsi_seg.slides.fingerprint import file_digest
-from wsi_seg.slides.zarr_reader import Level, LevelsSlide, Opened, check_pixels
+from wsi_seg.slides.limits import MOST_IN_CHUNK
+from wsi_seg.slides.zarr_reader import Level, LevelsSlide, Opened, check_pixels, check_values
 
 _MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _TAG_UNITS = {2: 25400.0, 3: 10000.0}
 """Micrometres in TIFF's ResolutionUnit: inch, centimetre. 1 means none."""
+_RGB, _YCBCR = 2, 6
+_JPEG = (6, 7, 33007, 34892)  # whose decoder makes RGB of YCbCr
+_ALPHA = {1: "RGBa", 2: "RGBA"}  # Pillow's names for what TIFF's ExtraSamples says
 
 WHOLE_ABOVE = 4 << 20
-"""Values in one strip or tile above which it is not decoded anew for every region."""
-WHOLE_LIMIT = 3 * 180_000_000
-"""Values that may be decoded into memory at once."""
+"""Values in one strip, or in a level's only tile, above which it is not decoded anew for every region."""
 
 
 class TiffSlide(LevelsSlide):
@@ -31,13 +33,16 @@ class TiffSlide(LevelsSlide):
     def _open_handle(self) -> Opened:
         try:
             with tifffile.TiffFile(self._location) as file:
-                opened = _open(file)
+                opened = _open(self.path, file)
+        except UnsuitedError:
+            raise
         except Exception as error:
             # tifffile passes on whatever a malformed file makes struct, XML or the codecs raise.
             fact = f"cannot be opened as TIFF ({type(error).__name__}: {error})"
             raise SlideOpenError(self.path, f"{fact}; {OR_CONVERT}") from error
         if opened is None:
-            raise SlideOpenError(self.path, "is a TIFF with a palette, CMYK or alpha; expected RGB or gray, convert it")
+            fact = "is a TIFF with a palette, CMYK, YCbCr, extra channels or fewer than 8 bits"
+            raise SlideOpenError(self.path, f"{fact}; expected RGB or gray of 8 bits, convert it")
         check_pixels(self.path, opened)
         return opened
 
@@ -54,17 +59,38 @@ class TiffSlide(LevelsSlide):
         return file_digest(self._location)
 
 
-def _open(file: tifffile.TiffFile) -> Opened | None:
+def _open(path: str, file: tifffile.TiffFile) -> Opened | None:
+    """Return what is opened, None where another reader may know the colours."""
     check_ome(file)
     series = max(file.series, key=lambda one: math.prod(one.shape))
     page = series.keyframe
-    if page.photometric not in (1, 2, 6) or page.samplesperpixel not in (1, 3):
+    if page.dtype is None:
+        raise ValueError(f"unknown values of {page.bitspersample} bits")
+    if page.dtype.itemsize > 1:
+        check_values(path, series.shape, page.dtype)
+    if not _has_known_colours(page):
         return None
     if page.compression not in tifffile.TIFF.DECOMPRESSORS:
         raise ValueError(f"unknown compression {int(page.compression)}")
     levels = tuple(_array(series, level) for level in range(len(series.levels)))
     axes = series.axes.lower().replace("s", "c")
-    return Opened(levels, axes, mpp_xy(file, page), {"tiff.axes": series.axes, "tiff.kind": series.kind})
+    properties = {"tiff.axes": series.axes, "tiff.kind": series.kind}
+    return Opened(levels, axes, mpp_xy(file, series), properties, alpha=_alpha(page))
+
+
+def _has_known_colours(page: Any) -> bool:  # noqa: ANN401
+    """Whether tifffile gives RGB or gray that is white at 255."""
+    if page.bitspersample < 8 or page.photometric not in (1, _RGB, _YCBCR):
+        return False
+    if page.photometric == _YCBCR and page.compression not in _JPEG:
+        return False
+    return page.samplesperpixel in (1, 3) or bool(_alpha(page))
+
+
+def _alpha(page: Any) -> str:  # noqa: ANN401
+    """Return Pillow's mode of RGB with opacity, else an empty string."""
+    with_one_more = page.photometric == _RGB and page.samplesperpixel == 4 and len(page.extrasamples) == 1
+    return _ALPHA.get(page.extrasamples[0], "") if with_one_more and page.compression not in _JPEG else ""
 
 
 def check_ome(file: tifffile.TiffFile) -> None:
@@ -77,7 +103,9 @@ def check_ome(file: tifffile.TiffFile) -> None:
 
 
 def _array(series: Any, level: int) -> Level:  # noqa: ANN401
-    if math.prod(series.levels[level].keyframe.chunks) > WHOLE_ABOVE:
+    page = series.levels[level].keyframe
+    by_tiles = page.is_tiled and math.prod(page.chunked) > 1
+    if math.prod(page.chunks) > WHOLE_ABOVE and not by_tiles:
         # One strip holds much or all of the image: decode it once instead of once for every region.
         return _whole(series.levels[level])
     # The store opens the file by its path again: the one at hand is closed after looking.
@@ -95,26 +123,30 @@ def _whole(level: Any) -> RGB:  # noqa: ANN401
         if end > level.parent.filehandle.size:
             raise ValueError(f"its pixels should end at byte {end}, but it has {level.parent.filehandle.size}")
         return np.asarray(level.asarray(out="memmap"))
-    if math.prod(level.shape) > WHOLE_LIMIT:
+    if math.prod(level.shape) > MOST_IN_CHUNK:
         raise ValueError("one compressed strip holds more than can be decoded at once; make it a tiled pyramid")
     return np.asarray(level.asarray())
 
 
-def mpp_xy(file: tifffile.TiffFile, page: Any) -> tuple[float, float] | None:  # noqa: ANN401
-    """Return (x, y) micrometres per pixel from the OME-XML, ImageJ's header or the resolution tags, in this order."""
+def mpp_xy(file: tifffile.TiffFile, series: Any) -> tuple[float, float] | None:  # noqa: ANN401
+    """Return (x, y) micrometres per pixel of one of the file's series.
+
+    From the OME-XML, ImageJ's header or the resolution tags, in this order.
+    """
     if file.is_ome and file.ome_metadata:
-        found = _from_ome(file.ome_metadata)
-        if found is not None:
-            return found
+        x, y = _ome_sizes(file, series, "XY")
+        if x and y:
+            return x, y
+    page = series.keyframe
     unit = _imagej_unit(file) or _TAG_UNITS.get(_tag(page, "ResolutionUnit"), math.nan)
     x, y = _per_unit(page, "XResolution"), _per_unit(page, "YResolution")
     return (unit / x, unit / y) if x > 0 and y > 0 and math.isfinite(unit) else None
 
 
-def spacing_um(file: tifffile.TiffFile) -> float | None:
+def spacing_um(file: tifffile.TiffFile, series: Any) -> float | None:  # noqa: ANN401
     """Return the micrometres from one slice to the next from the OME-XML or ImageJ's header; None where unknown."""
     if file.is_ome and file.ome_metadata:
-        return _ome_sizes(file.ome_metadata, "Z")[0] or None
+        return _ome_sizes(file, series, "Z")[0] or None
     unit = _imagej_unit(file)
     return float((file.imagej_metadata or {}).get("spacing", 0.0)) * unit or None
 
@@ -126,17 +158,14 @@ def _imagej_unit(file: tifffile.TiffFile) -> float:
     return _MICROMETRES.get(str(file.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ"), 0.0)
 
 
-def _from_ome(text: str) -> tuple[float, float] | None:
-    x, y = _ome_sizes(text, "XY")
-    return (x, y) if x and y else None
-
-
-def _ome_sizes(text: str, axes: str) -> list[float]:
-    """Return the micrometres of the first image's pixels along each of the axes, 0 where the file says none."""
-    for element in ElementTree.fromstring(text).iter():
-        if element.tag.rpartition("}")[2] == "Pixels":
-            return [_ome_size(element.attrib, axis) for axis in axes]
-    return [0.0] * len(axes)
+def _ome_sizes(file: tifffile.TiffFile, series: Any, axes: str) -> list[float]:  # noqa: ANN401
+    """Return the micrometres of a series' pixels along each of the axes, 0 where the file does not say them."""
+    images = ElementTree.fromstring(str(file.ome_metadata)).iterfind("{*}Image/{*}Pixels")
+    sizes = [[_ome_size(pixels.attrib, axis) for axis in axes] for pixels in images]
+    if series.kind == "ome" and len(sizes) == len(file.series):
+        return next(own for own, one in zip(sizes, file.series, strict=True) if one is series)
+    # which of them is meant is not known
+    return sizes[0] if sizes and all(own == sizes[0] for own in sizes) else [0.0] * len(axes)
 
 
 def _ome_size(attributes: dict[str, str], axis: str) -> float:

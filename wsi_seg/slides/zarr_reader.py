@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from PIL import Image
 from zarr.storage import FsspecStore, LocalStore
 
 from wsi_seg import ngff
 from wsi_seg.errors import SlideOpenError, SlideReadError
 from wsi_seg.geometry import Box
-from wsi_seg.slides.base import RGB, Facts, Slide
+from wsi_seg.pixels import rgb_of
+from wsi_seg.slides.base import RGB, Facts, Slide, UnsuitedError
 from wsi_seg.slides.fingerprint import digest_of
 from wsi_seg.slides.limits import check_chunk
 
@@ -39,6 +41,7 @@ class Opened:
 
     levels: arrays, finest first, all with `axes`, a string such as "tczyx".
     mpp_xy, spacing: micrometres per pixel, and from one slice to the next; None where the file does not say it.
+    alpha: Pillow's mode of pixels whose fourth channel is their opacity, else empty.
     """
 
     levels: tuple[Level, ...]
@@ -46,6 +49,7 @@ class Opened:
     mpp_xy: tuple[float, float] | None
     properties: Mapping[str, str]
     spacing: float | None = None
+    alpha: str = ""
 
 
 class LevelsSlide(Slide):
@@ -73,7 +77,7 @@ class LevelsSlide(Slide):
         except Exception as error:
             fact = f"level {level} cannot be read in {box} ({error}); check that the copy is whole"
             raise SlideReadError(self.path, fact) from error
-        return _as_rgb(pixels, "".join(axis for axis in opened.axes if axis in "yxc"))
+        return _as_rgb(pixels, "".join(axis for axis in opened.axes if axis in "yxc"), opened.alpha)
 
 
 class ZarrSlide(LevelsSlide):
@@ -209,24 +213,33 @@ def _common(image: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def check_pixels(path: str, opened: Opened) -> None:
-    """Raise SlideOpenError unless every level of the image is uint8, RGB or gray, of one plane."""
+    """Raise SlideOpenError unless every level of the image is uint8, RGB (with alpha, if it has) or gray, of one plane.
+
+    It is an UnsuitedError where the axes are understood.
+    """
     for level in opened.levels:
-        _check_level(path, level, opened.axes)
+        _check_level(path, level, opened.axes, (4,) if opened.alpha else (1, 3))
 
 
-def _check_level(path: str, level: Level, axes: str) -> None:
+def check_values(path: str, shape: Sequence[int], dtype: npt.DTypeLike) -> None:
+    """Raise UnsuitedError unless values are uint8."""
+    if dtype != np.uint8:
+        fact = f"holds an array of shape {tuple(shape)}, {dtype}"
+        raise UnsuitedError(path, f"{fact}; expected uint8: scale it to 8 bits first")
+
+
+def _check_level(path: str, level: Level, axes: str, channels: Sequence[int]) -> None:
     sizes = dict(zip(axes, level.shape, strict=False))
     fact = f"holds an array of shape {tuple(level.shape)}, {level.dtype}"
     if not len(axes) == level.ndim == len(sizes) or not {"y", "x"} <= set(axes) <= set("tczyx"):
         raise SlideOpenError(path, f"{fact}, axes {axes!r}; expected (Y, X, C), (C, Y, X) or axes out of t, c, z, y, x")
-    if level.dtype != np.uint8:
-        raise SlideOpenError(path, f"{fact}; expected uint8: scale it to 8 bits first")
+    check_values(path, level.shape, level.dtype)
     if not isinstance(level, np.ndarray):
         check_chunk(path, level.chunks)
-    if sizes.get("c", 1) not in (1, 3):
-        raise SlideOpenError(path, f"{fact}, {sizes['c']} channels; expected 3 (RGB) or 1 (gray): extract them first")
+    if sizes.get("c", 1) not in channels:
+        raise UnsuitedError(path, f"{fact}, {sizes['c']} channels; expected 3 (RGB) or 1 (gray): extract them first")
     if sizes.get("t", 1) != 1 or sizes.get("z", 1) != 1:
-        raise SlideOpenError(path, f"{fact}; expected one plane: extract one z and t first")
+        raise UnsuitedError(path, f"{fact}; expected one plane: extract one z and t first")
 
 
 def _tile(array: Level, rows: int, columns: int) -> tuple[int, int]:
@@ -234,9 +247,11 @@ def _tile(array: Level, rows: int, columns: int) -> tuple[int, int]:
     return (256, 256) if isinstance(array, np.ndarray) else (int(array.chunks[columns]), int(array.chunks[rows]))
 
 
-def _as_rgb(pixels: RGB, axes: str) -> RGB:
-    """Return (Y, X, 3) of an array with `axes`, a permutation of y, x and perhaps c."""
+def _as_rgb(pixels: RGB, axes: str, alpha: str) -> RGB:
+    """Return (Y, X, 3) of an array with `axes`, a permutation of y, x and perhaps c; what is transparent is white."""
     if "c" not in axes:
         pixels, axes = pixels[..., None], axes + "c"
     ordered = np.transpose(pixels, [axes.index(axis) for axis in "yxc"])
+    if alpha:
+        return rgb_of(Image.frombytes(alpha, (ordered.shape[1], ordered.shape[0]), ordered.tobytes()))
     return np.ascontiguousarray(np.broadcast_to(ordered, (*ordered.shape[:2], 3)))

@@ -131,8 +131,8 @@ def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[It
     for recipe in plan.stages:
         if recipe.test and recipe.test != plan.stages[-1].test:
             raise UsageError(
-                f"stage {recipe.name}: test is scored once, by all stages, and is the last one's; give it there, or above "
-                "all stages"
+                f"stage {recipe.name}: test is scored once, by all stages, and is the last one's; give it there, or "
+                "above all stages"
             )
     begun_with: dict[str, list[tuple[str, Data]]] = {}  # what made the weights of each stage so far, by its folder
     for recipe, data in zip(plan.stages, found, strict=True):

@@ -103,7 +103,8 @@ def fingerprint_of(path: str) -> str:
 
 
 def _settle_spacing(path: str, given: float | None, in_file: float | None) -> float | None:
-    """Return the user's spacing, else the file's."""
+    """Return the user's spacing, else the file's, which is negative where its slices go the other way."""
+    in_file = abs(in_file) if in_file else None
     if given is None or in_file is None:
         return in_file if given is None else given
     if abs(given - in_file) > ANISOTROPY_TOLERANCE * in_file:
@@ -120,7 +121,7 @@ def _read_tiff(path: str) -> Read:
         if stack is None:
             raise SlideOpenError(path, "is no stack of grey slices; expected a TIFF of two or more equal planes")
         _check(path, stack.shape, stack.dtype)
-        return stack.asarray(), mpp_xy(file, stack.keyframe), spacing_um(file)
+        return stack.asarray(), mpp_xy(file, stack), spacing_um(file, stack)
 
 
 def _read_zarr(path: str) -> Read:
@@ -129,7 +130,7 @@ def _read_zarr(path: str) -> Read:
         raise SlideOpenError(path, f"is no stack of grey slices; its axes are {opened.axes!r}, expected z, y and x")
     level = opened.levels[0]
     _check(path, level.shape, level.dtype)
-    values = np.asarray(level[:])
+    values = np.asarray(level[:], level.dtype.newbyteorder("="))
     return values.reshape(values.shape[-3:]), opened.mpp_xy, opened.spacing
 
 
@@ -160,7 +161,7 @@ def _is_stack(opened: Opened) -> bool:
 
 def _check(path: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
     fact = f"holds {' x '.join(str(n) for n in reversed(shape[-3:]))} voxels, {np.dtype(dtype)}"
-    if np.dtype(dtype) not in (np.uint8, np.uint16):
+    if np.dtype(dtype).newbyteorder("=") not in (np.uint8, np.uint16):
         raise SlideOpenError(path, f"{fact}; expected uint8 or uint16: scale it to one of them first")
     if np.prod(shape, dtype=np.int64) > MOST_VOXELS:
         raise SlideOpenError(

@@ -84,7 +84,7 @@ def _by_slices(stack: Bytes, mpp: float, volume: Volume, maps: MapSource, watch:
     classes = np.zeros(stack.shape, np.uint8)
     sections: list[Labels] = []
     for z, section in enumerate(stack):
-        seen = _window(section, mpp, f"{volume.fingerprint}/{z}", maps, watch)
+        seen = _window(section, mpp, f"{volume.fingerprint}/{volume.mpp!r}/{z}", maps, watch)
         if seen.classes is not None:
             classes[z] = seen.classes
         with watch("separate"):
@@ -112,11 +112,14 @@ def _by_patches(stack: Bytes, mpp: float, volume: Volume, maps: MapSource, watch
 
 
 def _window(section: Bytes, mpp: float, key: str, maps: MapSource, watch: Stopwatch) -> WindowMaps:
-    """Return the maps of one slice, on the grid of tiles that a slide has."""
+    """Return the maps of one slice, on the grid of tiles that a slide has; none of its tiles are kept."""
+    step = maps.network.spec.step_px
     with ArraySlide(_rgb(section), mpp) as slide:
         plane = slide.plane(mpp)
-        rows, columns = (-(-n // maps.network.spec.step_px) for n in section.shape)
-        return maps.window(key, plane.array, np.ones((rows, columns), np.bool_), plane.box_mp, watch)
+        rows, columns = (-(-n // step) for n in section.shape)
+        seen = maps.window(key, plane.array, np.ones((rows, columns), np.bool_), plane.box_mp, watch)
+    maps.forget(key, Box(0, 0, columns * step, rows * step))
+    return seen
 
 
 def _rgb(section: Bytes) -> Bytes:
