@@ -70,7 +70,7 @@ def gather(recipe: Recipe, data_root: Path, prepared: Path) -> Data:
         train = [([item for item in items if _key(item) not in held_keys], weight) for items, weight in train]
         if not all(items for items, _ in train):
             raise UsageError(
-                "validation: takes all images of a source of train; give it another seed or a smaller share, or sources "
+                "validation: takes all images of a source of train; give it another seed, a smaller share, or sources "
                 "of its own"
             )
     if rule is not None:
