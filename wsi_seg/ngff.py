@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, BloscShuffle
-from zarr.core.metadata import ArrayV2Metadata
 from zarr.storage import LocalStore
 
 from wsi_seg.errors import UsageError
@@ -84,8 +83,9 @@ def put(array: zarr.Array[Any], at: tuple[int, ...], values: npt.NDArray[Any]) -
     As `array[...] = values`, but files of 0.4 in a local folder are written here: what zarr 3 does around the
     compression of a chunk of labels takes longer than to compress it.
     """
-    if isinstance(array.metadata, ArrayV2Metadata) and isinstance(array.store, LocalStore):
-        _put_files(array, array.store.root / array.path, array.metadata.dimension_separator, at, values)
+    separator = getattr(array.metadata, "dimension_separator", None)  # which Zarr v2 alone has
+    if separator is not None and isinstance(array.store, LocalStore):
+        _put_files(array, array.store.root / array.path, separator, at, values)
     else:
         array[tuple(slice(a, a + n) for a, n in zip(at, values.shape, strict=True))] = values
 
