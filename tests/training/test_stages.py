@@ -79,7 +79,7 @@ def test_a_stop_file_ends_the_whole_run_in_good_order(
     path, out = make_recipe(stages=TWO, **TEST), tmp_path / "model"
     out.mkdir()
     (out / "stop").touch()
-    assert any("stopped by" in line for line in train(path, discs_root, out))
+    assert any("stop is there, so this ends here" in line for line in train(path, discs_root, out))
     found = checkpoint.load(out / "first" / checkpoint.FILE, None)
     assert found is not None and found[0].step == 1
     assert find_bundle(out / "first").spec.name == "first"

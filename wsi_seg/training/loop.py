@@ -82,7 +82,7 @@ def train(
         if epoch_ends or stopping or progress.step % schedule.checkpoint_every == 0:
             team.lead(partial(checkpoint.save, path, identity, progress, learner.state()))
         if stopping:
-            tell(f"stopped by {run / STOP_FILE} at step {progress.step}; without that file the same command goes on")
+            tell(f"stopped at step {progress.step}")
             break
 
     if progress.over:
