@@ -178,7 +178,7 @@ def test_bad_input_is_told_and_leaves_nothing(sources: Path, change: Any, told: 
 
 
 def test_mpp_and_groups_are_not_guessed(sources: Path) -> None:
-    with pytest.raises(UsageError, match="mpp is not known and not guessed; give mpp, or a column"):
+    with pytest.raises(UsageError, match="mpp is not known and not guessed; give --mpp"):
         make(sources, options=Options())
     with pytest.raises(UsageError, match=r"'case\\d' is not found in 'p0_0'"):
         make(sources, facts=Facts(group_from=r"case\d"))

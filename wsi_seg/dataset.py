@@ -137,7 +137,10 @@ def mpp_of(image: Path, facts: Mapping[str, str], mpp: float | None) -> float:
     """Return what the facts, or else the caller, say of an image; UsageError where neither does."""
     given = facts.get("mpp") or mpp
     if given is None:
-        raise UsageError(f"{image}: its mpp is not known and not guessed; give mpp, or a column mpp in items.csv")
+        raise UsageError(
+            f"{image}: its mpp is not known and not guessed; give --mpp, mpp of a recipe's source, or a column mpp in "
+            "items.csv"
+        )
     try:
         value = float(given)
     except ValueError:
