@@ -138,9 +138,22 @@ def slopes_to_a_wide_neighbour(rng: np.random.Generator, size: int) -> Maps:
     return Maps(np.full((size, size), 255, np.uint8), quantised(height))
 
 
+def rings(rng: np.random.Generator, size: int) -> Maps:
+    """Rings as wide as seeds may be, with nuclei in their holes and slopes around them."""
+    height = np.zeros((size, size))
+    y, x = np.mgrid[:size, :size]
+    for top in range(0, size, 50):
+        for left in range(0, size, 50):
+            far = np.hypot(y - top - rng.uniform(18, 32), x - left - rng.uniform(18, 32))
+            ground = 0.38 - 0.01 * (far - 11)
+            steps = [far < rng.uniform(2, 6), far < 8, far < 11, far < rng.uniform(12, 26)]
+            height = np.maximum(height, np.select(steps, [0.9, 0, 0.7, ground], 0))
+    return Maps(quantised((height > 0.1) * 1.0), quantised(height))
+
+
 Kind = Callable[[np.random.Generator, int], Maps]
 KINDS: tuple[Kind, ...] = (
-    tissue, monsters, snakes, chains, plateaus, white_noise, rough_ground, slopes_to_a_wide_neighbour
+    tissue, monsters, snakes, chains, plateaus, white_noise, rough_ground, slopes_to_a_wide_neighbour, rings
 )  # fmt: skip
 
 

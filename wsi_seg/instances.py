@@ -24,7 +24,7 @@ import numpy.typing as npt
 from wsi_seg.config import Separation
 from wsi_seg.geometry import Box
 from wsi_seg.outlines import trace_and_fill
-from wsi_seg.records import Instances
+from wsi_seg.records import Instances, UInt8Array
 
 JUMP = 4  # a climb that is stuck looks this far for something higher, over a dent of the map
 FULL_SCALE = 255 * 256  # smoothed distance of 1.0
@@ -48,12 +48,12 @@ def separate(
     seed_limit = halo - 2 * climb_limit - 8
     # a pixel of 8 bits is above p where p < value / 255
     foreground = probability > np.uint8(rules.probability * 255)
-    height = _smooth(distance)
+    height = _smooth(distance, foreground)
     thresholds = np.array(
         [round((rules.seed_distance + (1 - rules.seed_distance) * step) * FULL_SCALE) for step in (0, 0.35, 0.7)],
         np.int64,
     )
-    labels, anchors = _find_seeds(height, foreground, thresholds, seed_limit, window_mp.x0, window_mp.y0)
+    labels, anchors = _find_seeds(height, thresholds, seed_limit, window_mp.x0, window_mp.y0)
     _climb(height, foreground, labels, thresholds[0], climb_limit)
     min_area = max(1, round(rules.min_area_um2 / mpp**2))
     labels, anchors, boxes, area = _keep_connected(labels, anchors, min_area)
@@ -67,6 +67,29 @@ def renumber(labels: npt.NDArray[np.int32], count: int) -> tuple[npt.NDArray[np.
     numbers: npt.NDArray[np.int32]
     renumbered, numbers = _renumber(labels, count)
     return renumbered, numbers[1:] > 0
+
+
+def look_up(
+    labels: npt.NDArray[np.int32],
+    ids: npt.NDArray[np.uint32],
+    classes: UInt8Array,
+    ids_out: npt.NDArray[np.uint32],
+    classes_out: UInt8Array,
+) -> None:
+    """Write the id and the class of each pixel, by its label 1..n, into (H, W) arrays; of background 0.
+
+    labels: (H, W). ids, classes: (n,).
+    """
+    _look_up(labels, ids, classes, ids_out, classes_out)
+
+
+@numba.njit(nogil=True, cache=True)
+def _look_up(labels, ids, classes, ids_out, classes_out):
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            label = labels[y, x]
+            ids_out[y, x] = ids[label - 1] if label else 0
+            classes_out[y, x] = classes[label - 1] if label else 0
 
 
 @numba.njit(nogil=True, cache=True)
@@ -89,8 +112,11 @@ def _renumber(labels, count):
 
 
 @numba.njit(nogil=True, cache=True)
-def _smooth(distance):
-    """Binomial 5 x 5 filter (sigma 1), exact: (H, W) uint8 -> (H, W) uint16, 1.0 is FULL_SCALE; zeros outside."""
+def _smooth(distance, foreground):
+    """Binomial 5 x 5 filter (sigma 1), exact: (H, W) uint8 -> (H, W) uint16, 1.0 is FULL_SCALE; zeros outside.
+
+    In the background it is 0, so that nothing there is higher than anything.
+    """
     rows, columns = distance.shape
     across = np.zeros((rows + 4, columns), np.uint16)
     line = np.zeros(columns + 4, np.uint16)
@@ -104,7 +130,7 @@ def _smooth(distance):
     out = np.empty((rows, columns), np.uint16)
     for y in range(rows):
         for x in range(columns):
-            out[y, x] = (
+            out[y, x] = np.uint16(foreground[y, x]) * (
                 across[y, x]
                 + across[y + 4, x]
                 + np.uint16(4) * (across[y + 1, x] + across[y + 3, x])
@@ -114,7 +140,7 @@ def _smooth(distance):
 
 
 @numba.njit(nogil=True, cache=True)
-def _find_seeds(height, foreground, thresholds, seed_limit, x0, y0):
+def _find_seeds(height, thresholds, seed_limit, x0, y0):
     """Label the seeds 1..n and give each its anchor, the highest pixel, (n, 2) (x, y) in the window.
 
     Seeds wider than `seed_limit` are tried again at the next threshold and at last cut by a grid of that size.
@@ -130,11 +156,11 @@ def _find_seeds(height, foreground, thresholds, seed_limit, x0, y0):
         too_wide = False
         for y in range(rows):
             for x in range(columns):
-                if height[y, x] <= threshold or not foreground[y, x] or labels[y, x] != undecided:
+                if height[y, x] <= threshold or labels[y, x] != undecided:
                     continue
                 cell = -1 if level < levels else ((y + y0) // seed_limit) * 1000003 + (x + x0) // seed_limit
                 count, width, anchor = _flood(
-                    height, foreground, labels, pixels, y, x, threshold, undecided, cell, seed_limit, x0, y0
+                    height, labels, pixels, y, x, threshold, undecided, cell, seed_limit, x0, y0
                 )
                 if width <= seed_limit:
                     anchors.append(anchor)
@@ -159,7 +185,7 @@ def _find_seeds(height, foreground, thresholds, seed_limit, x0, y0):
 
 
 @numba.njit(nogil=True, cache=True)
-def _flood(height, foreground, labels, pixels, first_y, first_x, threshold, undecided, cell, cell_size, x0, y0):
+def _flood(height, labels, pixels, first_y, first_x, threshold, undecided, cell, cell_size, x0, y0):
     """Collect an 8-connected component's (y, x) in `pixels`; return its size, its width and its highest pixel (x, y).
 
     cell: -1, or the grid cell that the component may not leave. Of the highest pixels the first, row by row, counts.
@@ -181,7 +207,7 @@ def _flood(height, foreground, labels, pixels, first_y, first_x, threshold, unde
             top_y, top_x = y, x
         for ny in range(max(0, y - 1), min(rows, y + 2)):
             for nx in range(max(0, x - 1), min(columns, x + 2)):
-                if labels[ny, nx] != undecided or height[ny, nx] <= threshold or not foreground[ny, nx]:
+                if labels[ny, nx] != undecided or height[ny, nx] <= threshold:
                     continue
                 if cell != -1 and ((ny + y0) // cell_size) * 1000003 + (nx + x0) // cell_size != cell:
                     continue
@@ -195,6 +221,7 @@ def _flood(height, foreground, labels, pixels, first_y, first_x, threshold, unde
 def _climb(height, foreground, labels, threshold, limit):
     """Give each foreground pixel the label of the seed it climbs to, in place; NOTHING where it reaches none."""
     rows, columns = labels.shape
+    ways = _ways(height)
     length = np.zeros((rows, columns), np.uint8)  # of the way to the seed
     path = np.empty((rows * columns, 2), np.int32)
     step = np.empty(rows * columns, np.uint8)
@@ -208,9 +235,12 @@ def _climb(height, foreground, labels, threshold, limit):
             gone = 0
             while True:
                 path[count, 0], path[count, 1] = y, x
-                higher_y, higher_x, far = _higher_neighbour(height, foreground, y, x, 1)
-                if far == 0 and height[y, x] <= threshold:
-                    higher_y, higher_x, far = _higher_neighbour(height, foreground, y, x, JUMP)
+                way = int(ways[y, x])
+                higher_y, higher_x, far = y + way // 3 - 1, x + way % 3 - 1, 1
+                if way == 4:
+                    far = 0
+                    if height[y, x] <= threshold:
+                        higher_y, higher_x, far = _higher_neighbour(height, y, x, JUMP)
                 step[count] = far
                 count += 1
                 if far == 0:
@@ -230,14 +260,33 @@ def _climb(height, foreground, labels, threshold, limit):
 
 
 @numba.njit(nogil=True, cache=True)
-def _higher_neighbour(height, foreground, y, x, reach):
-    """Return (y, x) of the highest foreground pixel within `reach` above (y, x), and how far it is, 0 if none."""
+def _ways(height):
+    """Which of the 3 x 3 pixels around each is the highest, the first of several: (H, W) uint8, 3 * row + column.
+
+    4, itself, if none is higher.
+    """
+    rows, columns = height.shape
+    padded = np.zeros((rows + 2, columns + 2), np.uint16)
+    padded[1:-1, 1:-1] = height
+    ways = np.empty((rows, columns), np.uint8)
+    for y in range(rows):
+        for x in range(columns):
+            best = np.int32(padded[y + 1, x + 1]) << 4 | np.int32(15)
+            for k in range(9):  # as one number, which takes no branches
+                best = max(best, np.int32(padded[y + k // 3, x + k % 3]) << 4 | np.int32(8 - k))
+            ways[y, x] = 4 if best & 15 == 15 else 8 - (best & 15)
+    return ways
+
+
+@numba.njit(nogil=True, cache=True)
+def _higher_neighbour(height, y, x, reach):
+    """Return (y, x) of the highest pixel within `reach` above (y, x), and how far it is, 0 if none is higher."""
     rows, columns = height.shape
     best = height[y, x]
     best_y, best_x = y, x
     for ny in range(max(0, y - reach), min(rows, y + reach + 1)):
         for nx in range(max(0, x - reach), min(columns, x + reach + 1)):
-            if height[ny, nx] > best and foreground[ny, nx]:
+            if height[ny, nx] > best:
                 best = height[ny, nx]
                 best_y, best_x = ny, nx
     return best_y, best_x, max(abs(best_y - y), abs(best_x - x))

@@ -33,20 +33,22 @@ def trace_and_fill(labels: npt.NDArray[np.int32], boxes: npt.NDArray[np.int64], 
 def _trace_and_fill(labels, boxes, area):
     points = np.empty((max(64, 8 * int(np.sqrt(area.astype(np.float64)).sum())), 2), np.int32)
     offsets = np.zeros(len(boxes) + 1, np.int64)
+    enclosed = np.empty(len(boxes), np.int64)
     used = 0
     for k in range(len(boxes)):
-        points, used = _trace(labels, np.int32(k + 1), boxes[k], points, used)
+        points, used, enclosed[k] = _trace(labels, np.int32(k + 1), boxes[k], points, used)
         offsets[k + 1] = used
     # of nested nuclei the inner one is filled first
     extent = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     for k in np.argsort(extent, kind="mergesort"):
-        area[k] += _fill(labels, np.int32(k + 1), boxes[k], points[offsets[k] : offsets[k + 1]])
+        if enclosed[k] > area[k]:
+            area[k] += _fill(labels, np.int32(k + 1), boxes[k], points[offsets[k] : offsets[k + 1]])
     return points[:used].copy(), offsets
 
 
 @numba.njit(nogil=True, cache=True)
 def _trace(labels, label, box, points, used):
-    """Append the outer border of `label` to `points`; return the array, which may have been enlarged, and its end.
+    """Append the outer border of `label` to `points`, which may be enlarged; return it, its end and the area inside.
 
     At a corner where two of its pixels meet diagonally the border goes across. What lies behind such a corner is thus
     enclosed and will be filled, and no corner is visited twice: the ring is simple.
@@ -58,7 +60,9 @@ def _trace(labels, label, box, points, used):
         first_x += 1
     x, y = first_x, first_y  # a corner of the pixel grid
     dx, dy = 1, 0  # inside is on the right hand
+    enclosed = 0
     while True:
+        enclosed += x * dy
         if used == len(points):
             larger = np.empty((2 * len(points), 2), np.int32)
             larger[:used] = points
@@ -76,7 +80,7 @@ def _trace(labels, label, box, points, used):
         elif not (0 <= right_x < columns and 0 <= right_y < rows and labels[right_y, right_x] == label):
             dx, dy = -dy, dx
         if x == first_x and y == first_y and dx == 1 and dy == 0:
-            return points, used
+            return points, used, enclosed
 
 
 @numba.njit(nogil=True, cache=True)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from wsi_seg.api import plan, run
-from wsi_seg.backends import BackendChoice, DeviceChoice, choice, choose_device, load_onto
+from wsi_seg.backends import BackendChoice, DeviceChoice, choice, choose_device, load_early, load_onto
 from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.engine.finish import RunInfo, _gpu_busy
 from wsi_seg.errors import ModelError, ResumeError, UsageError
@@ -156,6 +156,34 @@ def test_a_network_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     xml.write_bytes(xml.read_bytes()[:1000])
     with pytest.raises(ModelError, match="is damaged; remove it"):
         load_onto(changed(tile_px=96, margin_px=16), "cpu", "openvino")
+
+
+def test_what_was_begun_early_is_loaded_once(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = find_bundle(small_model)
+    load_onto(bundle, "cpu", "openvino")  # converted by now
+    monkeypatch.setattr(choice, "_begun", {})
+    load_early(str(small_model), "cpu", "openvino")
+    (begun,) = choice._begun.values()
+    assert load_onto(bundle, "cpu", "openvino", memory=1 << 40) is not begun.result(), "of another size"
+    assert load_onto(bundle, "cpu", "openvino") is begun.result()
+    assert load_onto(bundle, "cpu", "openvino") is not begun.result(), "each caller has its own"
+
+
+def test_what_is_wrong_with_a_network_is_not_told_early(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "_begun", {})
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    load_early("no-such-model", "cpu", "openvino")
+    load_early(str(small_model), "cuda", "openvino")
+    load_early(str(small_model), "cpu", "openvino")
+    assert not choice._begun, "it was never converted"
+    load_onto(find_bundle(small_model), "cpu", "openvino")
+    (xml,) = tmp_path.glob("*.xml")
+    xml.write_bytes(xml.read_bytes()[:1000])
+    load_early(str(small_model), "cpu", "openvino")
+    with pytest.raises(ModelError, match="is damaged; remove it"):
+        load_onto(find_bundle(small_model), "cpu", "openvino")
 
 
 def test_what_cannot_be_converted_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

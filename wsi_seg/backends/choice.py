@@ -6,14 +6,19 @@ import ctypes
 import importlib.util
 import logging
 import warnings
-from typing import get_args
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, get_args
 
 from wsi_seg.architectures import dimensions_of
 from wsi_seg.backends.network import BackendChoice, Device, DeviceChoice, Network
-from wsi_seg.bundles import Bundle
+from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.config import ModelSpec
-from wsi_seg.errors import UsageError, plain
-from wsi_seg.process import machine_bytes
+from wsi_seg.errors import UsageError, WsiSegError, plain
+from wsi_seg.process import machine_bytes, prepare_for_computing
+
+if TYPE_CHECKING:
+    from wsi_seg.backends.openvino import OpenVinoNetwork
 
 log = logging.getLogger("wsi_seg")
 
@@ -63,6 +68,41 @@ def _cuda_problem() -> str | None:
     return None
 
 
+_Key = tuple[str, DeviceChoice, BackendChoice]
+
+_begun: dict[_Key, Future[OpenVinoNetwork]] = {}
+
+
+def load_early(model: str, device: DeviceChoice, backend: BackendChoice) -> None:
+    """Begin to load what `load_onto` will be asked for, while the program that asks is still being imported.
+
+    Only what OpenVINO loads beside Python, and has converted before, for a process that may take all the memory. What
+    is wrong with it is told by `load_onto`.
+    """
+    with suppress(WsiSegError):
+        bundle = find_bundle(model)
+        on_cpu = device == "cpu" or (device == "auto" and not _has_cuda_driver())
+        if not on_cpu or not uses_openvino(bundle.spec, "cpu", backend):
+            return
+        # imported here, since nothing should be imported in two threads at once
+        from wsi_seg.backends.conversion import converted_file
+        from wsi_seg.backends.openvino import OpenVinoNetwork
+
+        if converted_file(bundle).is_file():
+            prepare_for_computing()
+            threads = ThreadPoolExecutor(1)
+            _begun[_key(bundle, device, backend)] = threads.submit(OpenVinoNetwork.load, bundle, _bound(None))
+            threads.shutdown(wait=False)
+
+
+def _key(bundle: Bundle, device: DeviceChoice, backend: BackendChoice) -> _Key:
+    return str(bundle.folder.absolute()), device, backend
+
+
+def _bound(memory: int | None) -> float:
+    return _SHARE * (memory or machine_bytes())
+
+
 def load_onto(
     bundle: Bundle, device: DeviceChoice = "auto", backend: BackendChoice = "auto", memory: int | None = None
 ) -> Network:
@@ -71,11 +111,13 @@ def load_onto(
     memory: bytes that the process may take; None for all that the machine has.
     ModelError: the weights are not what model.yaml says. UsageError: the device or the backend is not to be had.
     """
+    if memory is None and (begun := _begun.pop(_key(bundle, device, backend), None)):
+        return begun.result()
     chosen = choose_device(device)
     if uses_openvino(bundle.spec, chosen, backend):
         from wsi_seg.backends.openvino import OpenVinoNetwork
 
-        return OpenVinoNetwork.load(bundle, _SHARE * (memory or machine_bytes()))
+        return OpenVinoNetwork.load(bundle, _bound(memory))
     from wsi_seg.backends.pytorch import TorchNetwork
 
     return TorchNetwork.load(bundle, chosen)

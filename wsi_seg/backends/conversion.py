@@ -29,18 +29,20 @@ _EXAMPLE_PX = 256
 _LIMIT_S = 600.0
 
 
-def converted(bundle: Bundle) -> Path:
-    """Return the bundle's network in OpenVINO's format, converted now unless it was; ModelError where it cannot be.
-
-    It is kept in the cache of this machine, like slides.
-    """
+def converted_file(bundle: Bundle) -> Path:
+    """Return where the bundle's network is kept in OpenVINO's format: in the cache of this machine, like slides."""
     spec = bundle.spec
     what = spec.architecture, spec.encoder, spec.options, spec.head, len(spec.classes), spec.weights.sha256
     made_by = version("openvino"), version("torch"), version("segmentation-models-pytorch"), version("wsi-seg")
     key = hashlib.sha256(repr((what, made_by)).encode()).hexdigest()[:32]
-    file = cache_folder() / f"network-{key}.xml"
+    return cache_folder() / f"network-{key}.xml"
+
+
+def converted(bundle: Bundle) -> Path:
+    """Return the bundle's network in OpenVINO's format, converted now unless it was; ModelError where it cannot be."""
+    file = converted_file(bundle)
     if not file.is_file():
-        log.info("model %s: is being converted for OpenVINO, once on this machine", spec.name)
+        log.info("model %s: is being converted for OpenVINO, once on this machine", bundle.spec.name)
         part = file.with_name(f".{uuid.uuid4().hex}.xml")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -51,10 +51,13 @@ def run(slides: tuple[str, ...], verbose: bool, **options: Any) -> None:  # noqa
     from wsi_seg.process import importing
 
     with importing():
-        from wsi_seg.slides import trial
-
         if options["executor"] == "local":
+            from wsi_seg.backends import load_early
+            from wsi_seg.slides import trial
+
             trial.get_ready()
+            if options["memory"] is None:
+                load_early(options["model"], options["device"], options["backend"])
         from wsi_seg.api import run as run_slides
 
     done_in = options["work"] or options["out"]

@@ -29,6 +29,7 @@ from wsi_seg.export.ids import nucleus_uuids
 from wsi_seg.export.ome_zarr import LabelWriter
 from wsi_seg.export.table import TableWriter
 from wsi_seg.geometry import Box, cell_box
+from wsi_seg.instances import look_up
 from wsi_seg.records import MEASURES, Block, Commit, SlidePlan, SlideResult, nuclei_schema
 from wsi_seg.stopwatch import Stopwatch
 from wsi_seg.tiling import z_order
@@ -214,12 +215,10 @@ def _write_region(
         labels, anchors_mp = ledger.labels(block.name)
         final, classes_of = numbering.find(anchors_mp)
         where = block.core_mp.slices_in(region_mp)
-        # "clip", since other modes check and copy first
-        nuclei[where] = np.take(np.append(np.uint32(0), final), labels, mode="clip")
-        classes[where] = np.take(np.append(np.uint8(0), classes_of), labels, mode="clip")
+        look_up(labels, final, classes_of, nuclei[where], classes[where])
         if not final.all():
             unmatched += int(np.count_nonzero(labels)) - int(np.count_nonzero(nuclei[where]))
-    if nuclei.any():
+    if nuclei.max():
         writer.write(region_mp, nuclei, classes)
     return unmatched
 

@@ -41,8 +41,8 @@ class LabelWriter:
         file_px = SHARD_PX if zarr_format == "0.5" else LABEL_CHUNK_PX
         self._at_once = min(len(self._levels), (SHARD_PX // file_px).bit_length())
         self._root = ngff.open_root(str(path), zarr_format, mode="w")
-        self._nuclei = self._create("nuclei", np.uint32)
-        self._classes = self._create("classes", np.uint8)
+        self._nuclei = self._create("nuclei", np.uint32, ngff.IDS)
+        self._classes = self._create("classes", np.uint8, ngff.CLASSES)
         self._describe(classes)
 
     @staticmethod
@@ -62,10 +62,12 @@ class LabelWriter:
             for fine, coarse in pairwise(levels[self._at_once - 1 :]):
                 _halve(fine, coarse)
 
-    def _create(self, name: str, dtype: npt.DTypeLike) -> list[zarr.Array[Any]]:
-        chunk, shard = (LABEL_CHUNK_PX,) * 2, (SHARD_PX,) * 2
+    def _create(self, name: str, dtype: npt.DTypeLike, compression: ngff.Compression) -> list[zarr.Array[Any]]:
+        chunk, shard, version = (LABEL_CHUNK_PX,) * 2, (SHARD_PX,) * 2, self._format
         return [
-            ngff.create_array(self._root, f"labels/{name}/{k}", shape, chunk, dtype, self._format, shards=shard)
+            ngff.create_array(
+                self._root, f"labels/{name}/{k}", shape, chunk, dtype, version, shards=shard, compression=compression
+            )
             for k, shape in enumerate(self._levels)
         ]
 
