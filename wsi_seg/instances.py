@@ -80,6 +80,8 @@ def look_up(
 
     labels: (H, W). ids, classes: (n,).
     """
+    if not labels.shape == ids_out.shape == classes_out.shape:  # compiled code looks at no bounds
+        raise ValueError(f"labels {labels.shape}, but room for {ids_out.shape} and {classes_out.shape}")
     _look_up(labels, ids, classes, ids_out, classes_out)
 
 

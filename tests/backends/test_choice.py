@@ -18,7 +18,9 @@ import pytest
 
 from wsi_seg.api import plan, run
 from wsi_seg.backends import BackendChoice, DeviceChoice, choice, choose_device, load_early, load_onto
+from wsi_seg.backends.openvino import OpenVinoNetwork
 from wsi_seg.bundles import Bundle, find_bundle
+from wsi_seg.cli import main
 from wsi_seg.engine.finish import RunInfo, _gpu_busy
 from wsi_seg.errors import ModelError, ResumeError, UsageError
 from wsi_seg.files import CACHE_VARIABLE
@@ -169,6 +171,26 @@ def test_what_was_begun_early_is_loaded_once(small_model: Path, monkeypatch: pyt
     assert load_onto(bundle, "cpu", "openvino") is not begun.result(), "each caller has its own"
 
 
+def test_a_run_takes_what_its_command_line_began(
+    small_slide: Path, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_onto(find_bundle(small_model), "cpu", "openvino")  # converted by now
+    loaded: list[Bundle] = []
+    load = OpenVinoNetwork.load
+
+    def counting(bundle: Bundle, bound: float) -> OpenVinoNetwork:
+        loaded.append(bundle)
+        return load(bundle, bound)
+
+    monkeypatch.setattr(choice, "_begun", {})
+    monkeypatch.setattr(OpenVinoNetwork, "load", counting)
+    command = ["run", str(small_slide), "--model", str(small_model), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--executor", "local", "--device", "cpu", "--backend", "openvino"])
+    assert len(loaded) == 1
+    assert not choice._begun
+
+
 def test_what_is_wrong_with_a_network_is_not_told_early(
     small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,8 +204,10 @@ def test_what_is_wrong_with_a_network_is_not_told_early(
     (xml,) = tmp_path.glob("*.xml")
     xml.write_bytes(xml.read_bytes()[:1000])
     load_early(str(small_model), "cpu", "openvino")
+    assert choice._begun
     with pytest.raises(ModelError, match="is damaged; remove it"):
         load_onto(find_bundle(small_model), "cpu", "openvino")
+    assert not choice._begun
 
 
 def test_what_cannot_be_converted_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,17 @@ def test_ctrl_c_says_whether_anything_is_kept(command: str, monkeypatch: pytest.
     assert ("nothing was kept" in done.stderr) != kept
 
 
+def test_ctrl_c_while_a_module_is_loaded_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def stopped() -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr(_group, "get_command", lambda context, name: stopped)
+    done = CliRunner().invoke(_group, ["run"])
+    assert done.exit_code == 130
+    assert "defect" not in done.stderr
+
+
 def test_an_unknown_option_is_wrong_usage(small_slide: Path) -> None:
     assert "--blok-px" in error_of(wsi_seg("run", small_slide, "--blok-px", "512"), 2)
 

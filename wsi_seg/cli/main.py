@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -57,17 +57,22 @@ class _Commands(click.Group):
             _explain(error)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            resumes = ctx.invoked_subcommand in _RESUMING
-            kept = ". What is done is kept; the same command continues." if resumes else "; nothing was kept."
-            click.echo(f"\nStopped{kept}", err=True)
-            sys.exit(130)
+            _stop(ctx.invoked_subcommand)
         except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):  # what extension modules make of it that are imported
+                _stop(ctx.invoked_subcommand)
             _explain(error)
             if not _verbose():
                 click.echo("This is a defect of wsi_seg; run again with -v for the details to report.", err=True)
             sys.exit(1)
+
+
+def _stop(command: str | None) -> NoReturn:
+    kept = ". What is done is kept; the same command continues." if command in _RESUMING else "; nothing was kept."
+    click.echo(f"\nStopped{kept}", err=True)
+    sys.exit(130)
 
 
 def _explain(error: Exception) -> None:

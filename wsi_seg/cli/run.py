@@ -50,17 +50,16 @@ def run(slides: tuple[str, ...], verbose: bool, **options: Any) -> None:  # noqa
     from wsi_seg.cli.progress import shown_progress
     from wsi_seg.process import importing
 
-    with importing():
-        if options["executor"] == "local":
-            from wsi_seg.backends import load_early
-            from wsi_seg.slides import trial
-
-            trial.get_ready()
-            if options["memory"] is None:
-                load_early(options["model"], options["device"], options["backend"])
-        from wsi_seg.api import run as run_slides
-
     done_in = options["work"] or options["out"]
     with stoppable(done_in), shown_progress(verbose) as progress:
+        with importing():
+            if options["executor"] == "local":
+                from wsi_seg.backends import load_early
+                from wsi_seg.slides import trial
+
+                trial.get_ready()
+                if options["memory"] is None:
+                    load_early(options["model"], options["device"], options["backend"])
+            from wsi_seg.api import run as run_slides
         results = run_slides(list(slides), progress=progress, **options)
     tell(results, done_in)

@@ -8,14 +8,30 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
+from wsi_seg.config import ModelSpec
 from wsi_seg.engine.ledger import BlockData, Ledger
 from wsi_seg.engine.staining import count_own, map_of
 from wsi_seg.geometry import Box
 from wsi_seg.inference import MapSource
-from wsi_seg.instances import renumber, separate
+from wsi_seg.instances import look_up, renumber, separate
 from wsi_seg.measure import measure
-from wsi_seg.records import Block, Commit, Instances, SlidePlan
+from wsi_seg.records import Block, Commit, Frame, Instances, SlidePlan
 from wsi_seg.stopwatch import Stopwatch
+
+_SOME_PX = 64
+
+
+def load_kernels(model: ModelSpec) -> None:
+    """Load the compiled code that slides need, which takes a second; where there is none yet, compile it."""
+    box_mp = Box(0, 0, _SOME_PX, _SOME_PX)
+    y, x = np.ogrid[-_SOME_PX // 2 : _SOME_PX // 2, -_SOME_PX // 2 : _SOME_PX // 2]
+    disc = np.where(np.hypot(y, x) < _SOME_PX / 8, 255, 0).astype(np.uint8)
+    instances = separate(disc, disc, box_mp, model.separation, model.mpp)
+    labels, present = renumber(instances.labels, len(instances.anchors_mp))
+    labels.setflags(write=False)  # as blocks are that were read
+    look_up(labels, present.astype(np.uint32), present.astype(np.uint8), np.empty_like(labels, np.uint32), disc.copy())
+    rgb, frame = np.stack([disc] * 3, axis=-1), Frame(box_mp, model.mpp, 1.0, (0, 0))
+    measure(instances, present, disc, rgb, (0, 0), frame, "basic", disc)
 
 
 def process_block(plan: SlidePlan, block: Block, plane: da.Array, maps: MapSource, out: Path) -> Commit:

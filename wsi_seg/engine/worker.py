@@ -9,6 +9,7 @@ import time
 import traceback
 import uuid
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,7 +17,7 @@ from typing import Any, Literal, Self
 from wsi_seg.backends import Backend, BackendChoice, Device, DeviceChoice, Network, Precision, load_onto
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import RunSettings
-from wsi_seg.engine.block import process_block
+from wsi_seg.engine.block import load_kernels, process_block
 from wsi_seg.engine.failures import Kind, kind_of, pause_before_retry, reason_of
 from wsi_seg.engine.finish import RunInfo, finish_slide
 from wsi_seg.engine.ledger import Ledger
@@ -116,7 +117,9 @@ class Worker:
         prepare_for_computing()
         trial.get_ready()
         bundle = find_bundle(options.model)
+        kernels = ThreadPoolExecutor(1).submit(load_kernels, bundle.spec)  # while the network is loaded
         network = load_onto(bundle, options.device, options.backend, options.memory)
+        kernels.result()
         need, sizes = _fitting(network, options)
         if network.device == "cuda":  # what gives it work waits for Python after each step while jobs compute in it
             sys.setswitchinterval(_SWITCH_S)
