@@ -13,6 +13,8 @@ from wsi_seg.annotations.pictures import read_rgb
 from wsi_seg.dataset import open_dataset
 from wsi_seg.errors import SlideOpenError, UsageError
 from wsi_seg.geometry import Box
+from wsi_seg.pixels import rgb_of
+from wsi_seg.prepare import read_image
 from wsi_seg.slides.image_reader import ImageSlide
 
 
@@ -46,17 +48,74 @@ def test_items_csv_gives_group_and_mpp(folder: Path) -> None:
     assert (b.group, b.mpp) == ("b", 0.25)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA"])
-def test_training_preparing_and_running_see_the_same_pixels(folder: Path, mode: str) -> None:
-    path = folder / "images" / "a.png"
+@pytest.mark.parametrize(
+    ("mode", "suffix", "orientation"),
+    [(mode, "png", 1) for mode in ("RGB", "L", "1", "P", "LA", "RGBA")]
+    + [("RGB", "tif", orientation) for orientation in range(1, 9)]
+    + [("L", "tif", 6), ("RGBA", "tif", 8), ("1", "tif", 5), ("RGB", "jpg", 6), ("RGB", "png", 6)],
+)
+def test_training_preparing_and_running_see_the_same_pixels(
+    folder: Path, mode: str, suffix: str, orientation: int
+) -> None:
+    """As they are stored, whichever way their Orientation says is up."""
+    (folder / "images" / "a.png").unlink()
+    path = folder / "images" / f"a.{suffix}"
     values = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
     image = Image.fromarray(values).convert(mode)
     if mode == "P":
         image.info["transparency"] = 3
-    image.save(path)
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(path, exif=exif)
     seen = open_dataset(folder, mpp=0.25)[0].read_image()
     assert (seen == ImageSlide(str(path)).read_level(0, Box(0, 0, 30, 20))).all()
     assert (seen == read_rgb(path)).all()
+    assert (seen == read_image(path)).all()
+    if suffix == "tif":
+        with Image.open(path) as turned:
+            assert turned.getexif().get(274) == orientation
+        assert (seen == rgb_of(image)).all()
+
+
+@pytest.mark.parametrize("white", [0, 1])
+def test_the_palette_of_a_mask_is_looked_up(folder: Path, white: int) -> None:
+    with Image.open(folder / "masks" / "b.png") as image:
+        mask = np.asarray(image) > 0
+    picture = Image.fromarray(np.where(mask, white, 1 - white).astype(np.uint8))
+    picture.putpalette([255, 255, 255, 0, 0, 0] if white == 0 else [0, 0, 0, 255, 255, 255])
+    picture.save(folder / "masks" / "b.png")
+    labels = open_dataset(folder, mpp=0.25)[1].read_labels()
+    assert ((labels > 0) == mask).all()
+    assert labels.max() == 2
+
+
+def test_types_of_16_bits_do_not_wrap(folder: Path) -> None:
+    (folder / "types").mkdir()
+    path = folder / "types" / "a.png"
+    Image.fromarray(np.full((20, 30), 255, np.uint16)).save(path)
+    item = open_dataset(folder, mpp=0.25)[0]
+    assert set(np.unique(np.asarray(item.read_types()))) == {255}
+    Image.fromarray(np.full((20, 30), 300, np.uint16)).save(path)
+    with pytest.raises(UsageError, match=r"types/a\.png: has the type 300; expected 0 to 255"):
+        item.read_types()
+
+
+def test_what_macos_writes_beside_a_picture_is_no_picture(folder: Path) -> None:
+    (folder / "images" / "._a.png").write_bytes(b"what macOS writes")
+    assert [item.name for item in open_dataset(folder, mpp=0.25)] == ["a", "b"]
+
+
+def test_a_picture_of_too_many_pixels_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    told = r"a\.png: has too many pixels to be read whole; cut it into smaller images"
+    for read in (lambda: open_dataset(folder, mpp=0.25), lambda: read_image(folder / "images" / "a.png")):
+        with pytest.raises(UsageError, match=told):
+            read()
+
+
+def test_cells_of_items_csv_are_without_the_spaces_around_them(folder: Path) -> None:
+    (folder / "items.csv").write_text("name,group, mpp\na, P1 ,0.5\n\nb ,P1\n")
+    assert [(item.group, item.mpp) for item in open_dataset(folder, mpp=0.25)] == [("P1", 0.5), ("P1", 0.25)]
 
 
 def test_transparent_pixels_lie_over_white(folder: Path) -> None:
@@ -114,6 +173,9 @@ def test_items_csv_of_excel_is_read(folder: Path) -> None:
         ("name,mpp\nc,1\n", "there is no image called 'c'"),
         ("name,group\na,x\n", "its mpp is not known and not guessed"),
         ("name,mpp\na,1\nb,1\na,2\n", "names 'a' twice"),
+        ("name;mpp\na;1\n", "is divided by semicolons or tabs; expected commas"),
+        ("name,licence\na,CC BY, 4\n", "line 2 has 3 cells for 2 columns"),
+        ("name,mpp\n,1\n", "line 2 names no image"),
     ],
 )
 def test_mistakes_in_items_csv_are_named(items: str, said: str, folder: Path) -> None:

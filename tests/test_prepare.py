@@ -20,9 +20,9 @@ from wsi_seg.cli.prepare import parse_classes, parse_shares
 from wsi_seg.cli.prepare import prepare as command
 from wsi_seg.dataset import open_dataset
 from wsi_seg.errors import OutputError, UsageError
-from wsi_seg.prepare import Facts, group_of, prepare, read_image
+from wsi_seg.prepare import Facts, prepare, read_image
 from wsi_seg.sheet import busiest, outline_mask
-from wsi_seg.splits import read_splits
+from wsi_seg.splits import group_of, read_splits
 from wsi_seg.stain.measuring import fit
 from wsi_seg.stain.normaliser import Normaliser, write_target
 from wsi_seg.volumes import preparing

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 
 from tests.conftest import full_disk
 from wsi_seg.errors import OutputError, UsageError
-from wsi_seg.splits import Member, by_fold, by_group, by_ratio, check, in_split, read_splits, with_earlier, write_splits
+from wsi_seg.splits import (
+    Member,
+    by_fold,
+    by_group,
+    by_ratio,
+    check,
+    group_of,
+    in_split,
+    read_splits,
+    with_earlier,
+    write_splits,
+)
 
 GROUPS = {f"image {k}": f"patient {k // 3}" for k in range(60)}  # 20 patients of 3 images
 
@@ -105,7 +116,7 @@ def test_the_file_list_comes_back_and_is_checked(tmp_path: Path) -> None:
 
 
 def test_a_list_that_excel_has_saved_is_read(tmp_path: Path) -> None:
-    (tmp_path / "splits.csv").write_text("\ufeffname,group,split\na,p,train\n", encoding="utf-8")
+    (tmp_path / "splits.csv").write_text("\ufeffname,group,split\na,p , train\n", encoding="utf-8")
     assert read_splits(tmp_path / "splits.csv") == [Member("a", "p", "train")]
 
 
@@ -161,3 +172,10 @@ def test_what_a_start_learned_from_stays_so() -> None:
     assert {member.name: member.split for member in members} == {
         **{"a1": "train", "a2": "train", "b1": "valid", "b2": "valid", "d": "train"}
     }
+
+
+def test_a_group_is_what_the_bracket_that_takes_part_finds() -> None:
+    assert [group_of(name, r"(P\d+)|(Q\d+)") for name in ("x_P1_a", "x_Q2_a")] == ["P1", "Q2"]
+    assert group_of("x_P1_a", r"[PQ]\d") == "P1"
+    with pytest.raises(UsageError, match="is not found in 'x_P1_a'"):
+        group_of("x_P1_a", r"P1()")

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +25,13 @@ from scipy import ndimage
 
 from wsi_seg.config import ClassSpec
 from wsi_seg.errors import UsageError, suggest
-from wsi_seg.pixels import depth_problem, rgb_of
+from wsi_seg.pixels import depth_problem, rgb_of, stored_size
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "TIFF")
 """What Pillow may take a picture for, whatever its name; others, such as EPS, start programs."""
 ITEM_COLUMNS = ("name", "group", "source", "mpp", "licence")
+_TOO_LARGE = "has too many pixels to be read whole; cut it into smaller images"
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,12 @@ class Item:
             return read_rgb(self.image, image)
 
     def read_labels(self) -> npt.NDArray[np.int32]:
-        """Return (H, W) int32; components of a binary mask get a number each."""
+        """Return (H, W) int32; components of a binary mask, of which a palette is looked up, get a number each."""
         with Image.open(self.labels, formats=FORMATS) as image:
-            values = np.asarray(image)
-        if self.instances:
-            return values.astype(np.int32)
+            if self.instances:
+                return np.asarray(image).astype(np.int32)
+            # the index of white may be 0
+            values = np.asarray(image.convert("RGB")).max(axis=2) if image.mode in ("P", "PA") else np.asarray(image)
         return np.asarray(ndimage.label(values > 0)[0], np.int32)
 
     def read_types(self) -> npt.NDArray[np.uint8] | None:
@@ -66,7 +71,14 @@ class Item:
         if self.types is None:
             return None
         with Image.open(self.types, formats=FORMATS) as image:
-            return np.asarray(image).astype(np.uint8)
+            return types_of(self.types, np.asarray(image))
+
+
+def types_of(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return uint8 classes of the values in a file, which may have more bits; UsageError where they need them."""
+    if values.size and values.max() > 255:
+        raise UsageError(f"{path}: has the type {values.max()}; expected 0 to 255: number the classes from 1")
+    return values.astype(np.uint8)
 
 
 def read_rgb(path: Path, image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -82,7 +94,7 @@ def open_dataset(folder: str | Path, mpp: float | None = None) -> list[Item]:
     mpp: for images whose mpp items.csv does not give; it is never guessed.
     """
     root = Path(folder)
-    images = sorted(p for p in (root / "images").glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    images = sorted(p for p in (root / "images").glob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise UsageError(f"{root}: no images in {root / 'images'}; expected images/ beside labels/ or masks/")
     first: dict[str, Path] = {}
@@ -128,9 +140,20 @@ def _size(path: Path, *, eight_bit: bool = False) -> tuple[int, int]:
         with Image.open(path, formats=FORMATS) as picture:
             if eight_bit and (problem := depth_problem(picture)):
                 raise UsageError(f"{path}: {problem}")
-            return picture.size
-    except (OSError, Image.DecompressionBombError) as error:
+            return stored_size(picture)
+    except Image.DecompressionBombError:
+        raise UsageError(f"{path}: {_TOO_LARGE}") from None
+    except OSError as error:
         raise UsageError(f"{path}: cannot be read as a picture ({error}); check that the copy is whole") from None
+
+
+def refuse_too_large(path: Path) -> None:
+    """Raise UsageError where a picture has more pixels than Pillow takes; of all else the header is not checked."""
+    try:
+        with suppress(OSError, SyntaxError, ValueError, TypeError), Image.open(path, formats=FORMATS):
+            return
+    except Image.DecompressionBombError:
+        raise UsageError(f"{path}: {_TOO_LARGE}") from None
 
 
 def mpp_of(image: Path, facts: Mapping[str, str], mpp: float | None) -> float:
@@ -190,23 +213,42 @@ def read_classes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_facts(path: Path, columns: Sequence[str] = ITEM_COLUMNS) -> dict[str, dict[str, str]]:
-    """Return the rows of items.csv by name; an empty dict where there is none. Other columns are refused."""
+    """Return the rows of items.csv by name; an empty dict where there is none. Other columns are refused.
+
+    Cells are without the spaces around them, which nobody sees: two groups would be made of one, and be split. Those
+    that a row lacks are empty.
+    """
     if not path.is_file():
         return {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins UTF-8 with a mark
-            reader = csv.DictReader(file)
-            header, rows = reader.fieldnames or (), list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); expected a table saved as CSV UTF-8") from None
-    for column in header:
+    header, *rows = _cells(path) or [(1, [])]
+    names = header[1]
+    if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
+        raise UsageError(f"{path}: is divided by semicolons or tabs; expected commas: save it as CSV with commas")
+    for column in names:
         if column not in columns:
             raise UsageError(f"{path}: unknown column {column!r}{suggest(column, columns)}")
-    if "name" not in header:
+    if "name" not in names:
         raise UsageError(f"{path}: has no column 'name'; expected a header line such as name,group,mpp")
     facts: dict[str, dict[str, str]] = {}
-    for row in rows:
+    for line, cells in rows:
+        if any(cells[len(names) :]):
+            fact = f"{path}: line {line} has {len(cells)} cells for {len(names)} columns"
+            raise UsageError(f'{fact}; expected one for each: put "" around text that has a comma')
+        row = dict(zip_longest(names, cells[: len(names)], fillvalue=""))
+        if not row["name"]:
+            raise UsageError(f"{path}: line {line} names no image; expected its name in the column 'name'")
         if row["name"] in facts:
             raise UsageError(f"{path}: names {row['name']!r} twice; expected one line for each")
         facts[row["name"]] = row
     return facts
+
+
+def _cells(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the lines of a table that are not empty: the number of each and its cells."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins UTF-8 with a mark
+            reader = csv.reader(file)
+            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); expected a table saved as CSV UTF-8") from None
+    return [(number, cells) for number, cells in lines if any(cells)]

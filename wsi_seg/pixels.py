@@ -5,17 +5,51 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.ExifTags import Base
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 _EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+_TURNED_BACK = {  # of each Orientation what undoes that Pillow has turned the picture
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 def rgb_of(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Return (H, W, 3) uint8 RGB; palettes are looked up, and transparent pixels lie over white."""
+    image = as_stored(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         flat = Image.new("RGBA", layer.size, "white")
         return np.asarray(Image.alpha_composite(flat, layer).convert("RGB"))
     return np.asarray(image.convert("RGB"))
+
+
+def as_stored(image: Image.Image) -> Image.Image:
+    """Return a picture, of which no pixel was read yet, as it lies in its file.
+
+    Pillow alone turns TIFFs as their Orientation says, and of all formats these alone; what else reads them does not.
+    """
+    if not isinstance(image, TiffImageFile):
+        return image
+    turn = _TURNED_BACK.get(image.getexif().get(Base.Orientation, 1))
+    if turn is None:
+        return image
+    image.filename = ""  # else some are mapped into memory, and in the shape that they are turned to, not their own
+    image.load()
+    return image.transpose(turn)
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Return (width, height) of a picture as it lies in its file, of which no pixel is read."""
+    if not isinstance(image, TiffImageFile):
+        return image.size
+    return int(image.tag_v2[IMAGEWIDTH]), int(image.tag_v2[IMAGELENGTH])
 
 
 def depth_problem(image: Image.Image) -> str:

@@ -10,10 +10,13 @@ It is written under another name and renamed when it is complete.
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import logging
+import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,19 +28,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from wsi_seg.annotations.base import Form, Labels, Options, Types
+from wsi_seg.annotations.base import Form, Labels, Options, Types, components
 from wsi_seg.annotations.forms import FORMS, read_annotation
+from wsi_seg.annotations.masks import BINARY
 from wsi_seg.annotations.pictures import TIFFS, read_rgb
 from wsi_seg.annotations.statistics import Row, class_names, kinds_of, tabulate
-from wsi_seg.annotations.volumes import agreement, read_masks
+from wsi_seg.annotations.volumes import OBSERVERS, agreement, read_masks
 from wsi_seg.config import StainProfile
-from wsi_seg.dataset import IMAGE_SUFFIXES, ITEM_COLUMNS, Item, mpp_of, open_dataset
+from wsi_seg.dataset import IMAGE_SUFFIXES, ITEM_COLUMNS, Item, mpp_of, open_dataset, refuse_too_large
 from wsi_seg.errors import OutputError, UsageError, suggest
 from wsi_seg.sheet import Cell, colour_of, draw_sheet
-from wsi_seg.splits import by_ratio, write_splits
+from wsi_seg.splits import by_ratio, group_of, write_splits
 from wsi_seg.stain.normaliser import Normaliser
 from wsi_seg.tiffs import read_tiff
-from wsi_seg.volume_dataset import scale_grey
+from wsi_seg.volume_dataset import grey_of, spacing_of
 
 log = logging.getLogger("wsi_seg")
 
@@ -45,13 +49,14 @@ STAIN_FILE = "stain.json"
 MOST_LABELS = 65535  # of a uint16 PNG
 SHOWN = 12  # images on the sheet
 MPP_TOLERANCE = 0.05  # up to which two sources agree
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # what renaming a folder to a name that is in use ends as
 
 
 @dataclass(frozen=True)
 class Facts:
     """What is said of all images, and of each.
 
-    group_from: regular expression searched in an image's name; its first bracket, or all of it, is the group. Without
+    group_from: regular expression searched in an image's name, which gives its group (see `group_of`). Without
     it each image or volume is a group of its own. shares: of the splits, none to leave splitting to training.
     of_each: by the name of an image its row of an items.csv (see `dataset.read_facts`), which wins where it is filled.
     """
@@ -120,6 +125,7 @@ def prepare(
 @contextmanager
 def making(out: Path) -> Iterator[Path]:
     """Give a folder that becomes `out`, which must not exist, when the body is through; else nothing is kept."""
+    _check_name(out)
     if out.exists():
         raise OutputError(f"{out}: exists; give --out a name that is free, or remove it")
     folder = _beside(out)
@@ -128,11 +134,22 @@ def making(out: Path) -> Iterator[Path]:
         folder.chmod(0o755)  # temporary folders are private
         folder.rename(out)
     except OSError as error:
-        raise OutputError(
-            f"{out}: cannot be written ({error.strerror or error}); nothing is kept, run it again where there is room"
-        ) from None
+        fact = f"cannot be written ({error.strerror or error}); nothing is kept, run it again where there is room"
+        if error.errno in _TAKEN:
+            fact = "was made by something else meanwhile; nothing is kept, give --out a name that is free"
+        raise OutputError(f"{out}: {fact}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Let what goes wrong with a file name it; else the folder that is written would be blamed."""
+    try:
+        yield
+    except OSError as error:
+        fact = f"{error.filename or path}: cannot be read ({error.strerror or error})"
+        raise UsageError(f"{fact}; check that it may be read and that the copy is whole") from None
 
 
 def checked(pairs: Sequence[tuple[Path, Path]], form: Form, options: Options, facts: Facts) -> Options:
@@ -141,12 +158,19 @@ def checked(pairs: Sequence[tuple[Path, Path]], form: Form, options: Options, fa
     unknown = facts.of_each.keys() - names.keys()
     if unknown:
         raise UsageError(f"--facts: there is no image called {min(unknown)!r}{suggest(min(unknown), names)}")
+    for image, _ in pairs:
+        own = facts.of_each.get(image.stem, {})
+        mpp_of(image, own, 1.0)  # which its annotation may say
+        spacing_of(image, own, None)
     if facts.shares:
         by_ratio(names, facts.shares, facts.seed)  # which raises where they cannot be met
     if form.find_classes is None or options.classes:
         return options
-    found = sorted(set().union(*(form.find_classes(path) for _, path in pairs)))
-    return options.model_copy(update={"classes": tuple(found)})
+    found: set[str] = set()
+    for _, path in pairs:
+        with reading(path):
+            found |= form.find_classes(path)
+    return options.model_copy(update={"classes": tuple(sorted(found))})
 
 
 def pair(images: Path, annotations: Path, form: Form) -> list[tuple[Path, Path]]:
@@ -162,6 +186,9 @@ def pair(images: Path, annotations: Path, form: Form) -> list[tuple[Path, Path]]
     spare = sorted(files.keys() - pictures.keys())
     if spare:
         raise UsageError(f"{files[spare[0]]}: annotates no image; expected one called {spare[0]!r} in {images}")
+    observers = [own for path in files.values() if path.is_dir() for own in _listed(path)]
+    for path in (*pictures.values(), *observers):
+        _check_name(path)
     return [(pictures[stem], files[stem]) for stem in sorted(pictures)]
 
 
@@ -170,18 +197,18 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
 
     Grey of more than 8 bits in a TIFF is stretched from its 0.1 to its 99.9 percentile, over all slices alike.
     """
+    refuse_too_large(path)
     if path.suffix.lower() not in TIFFS:
         return read_rgb(path)
     values = read_tiff(path)
-    if values.dtype == np.uint8 and (values.ndim == 2 or values.shape[2:] in ((3,), (4,))):
-        return read_rgb(path)  # which knows palettes and YCbCr
+    if values.dtype in (np.uint8, np.bool_) and (values.ndim == 2 or values.shape[2:] in ((3,), (4,))):
+        return read_rgb(path)  # which knows palettes, YCbCr and which of two values is white
     if values.ndim == 3 and values.shape[2] in (3, 4):
         raise UsageError(f"{path}: is {values.dtype} in colour; expected 8 bits per channel: scale it to 8 bits first")
     if values.ndim not in (2, 3):
         raise UsageError(f"{path}: has the shape {values.shape}; expected a picture, or a grey volume (Z, H, W)")
-    if values.itemsize > 1:
-        values = scale_grey(values)
-    return np.repeat(values.astype(np.uint8)[..., None], 3, axis=-1)
+    grey = grey_of(path, values)
+    return np.repeat(grey[..., None], 3, axis=-1)
 
 
 class _Writer:
@@ -191,7 +218,7 @@ class _Writer:
         self.folder, self.options, self.facts, self.normaliser = folder, options, facts, normaliser
         self.unnormalised: list[str] = []
         self.rows: list[Row] = []
-        self.image_of: dict[str, str] = {}  # of slices the volume that they are from
+        self.image_of: dict[str, Path] = {}  # what each was made of; of slices the volume
         self.classes: tuple[str, ...] = ()
         self.typed: bool | None = None
         self.agreements: list[tuple[str, str, str, str, str]] = []
@@ -200,32 +227,32 @@ class _Writer:
 
     def add(self, image: Path, path: Path, form: Form) -> None:
         """Write one image or all slices of a volume."""
-        rgb = read_image(image)
-        options = self.facts.options(image, self.options)
-        annotation = read_annotation(form, path, rgb.shape[:-1], options)
+        with reading(image):
+            rgb = read_image(image)
+        with reading(path):
+            annotation = read_annotation(form, path, rgb.shape[:-1], self.facts.options(image, self.options))
+            self.agreements += agreements(image.stem, path) if path.is_dir() else []
         mpp = self.facts.mpp(image, self.options, annotation.mpp)
-        if self.typed not in (None, annotation.types is not None):
-            had = (
-                "lacks types, but those before it have them"
-                if self.typed
-                else "has types, but those before it lack them"
-            )
-            raise UsageError(f"{path}: {had}; expected all or none")
-        self.typed, self.classes = annotation.types is not None, annotation.classes or self.classes
-        if path.is_dir():
-            self.agreements += agreements(image.stem, path)
+        typed = annotation.types is not None
+        if self.typed not in (None, typed):
+            fact = f"{path}: {'has' if typed else 'lacks'} types, unlike those before it"
+            raise UsageError(f"{fact}; expected types for all images or for none")
+        self.typed, self.classes = typed, annotation.classes or self.classes
         if rgb.ndim == 3:
-            self._write(image.stem, image.stem, mpp, rgb, annotation.labels, annotation.types)
+            self._write(image.stem, image, mpp, rgb, annotation.labels, annotation.types)
             return
         for z, plane in enumerate(rgb):
+            labels = annotation.labels[z]
+            if form in (BINARY, OBSERVERS):  # what hangs together over other slices is apart in this one
+                labels = components(labels > 0)
             types = None if annotation.types is None else annotation.types[z]
-            self._write(f"{image.stem}_z{z:04d}", image.stem, mpp, plane, annotation.labels[z], types)
+            self._write(f"{image.stem}_z{z:04d}", image, mpp, plane, labels, types)
 
     def finish(self, name: str) -> None:
         """Write the tables and the sheet, having read the dataset as training will."""
         items = []
         for row in self.rows:
-            source, licence = self.facts.origin(self.image_of[row.name], name)
+            source, licence = self.facts.origin(self.image_of[row.name].stem, name)
             items.append((row.name, row.group, source, f"{row.mpp:g}", licence))
         write_csv(self.folder / "items.csv", ITEM_COLUMNS, items)
         names = class_names(self.rows, self.classes) if self.typed else []
@@ -243,8 +270,11 @@ class _Writer:
         _draw(self.folder / "sheet.png", name, open_dataset(self.folder), self.rows, names)
 
     def _write(
-        self, name: str, image: str, mpp: float, rgb: npt.NDArray[np.uint8], labels: Labels, types: Types | None
+        self, name: str, image: Path, mpp: float, rgb: npt.NDArray[np.uint8], labels: Labels, types: Types | None
     ) -> None:
+        if name in self.image_of:
+            fact = f"{image}: makes an image called {name}, and so does {self.image_of[name]}"
+            raise UsageError(f"{fact}; rename one of them, and its annotation")
         labels = compacted(labels, name)
         if self.normaliser:
             rgb, normalised = self.normaliser.apply(rgb)
@@ -257,7 +287,7 @@ class _Writer:
         areas = np.bincount(labels.ravel())[1:]
         height, width = labels.shape
         self.image_of[name] = image
-        self.rows.append(Row(name, self.facts.group(image), width, height, mpp, areas, kinds_of(labels, types)))
+        self.rows.append(Row(name, self.facts.group(image.stem), width, height, mpp, areas, kinds_of(labels, types)))
 
 
 def compacted(labels: Labels, name: str) -> Labels:
@@ -269,26 +299,12 @@ def compacted(labels: Labels, name: str) -> Labels:
     return labels
 
 
-def group_of(name: str, expression: str | None) -> str:
-    """Return what the expression's first bracket, or all of it, finds in the name; without expression the name."""
-    if expression is None:
-        return name
-    try:
-        found = re.search(expression, name)
-    except re.error as error:
-        raise UsageError(f"group-from '{expression}' is no regular expression ({error})") from None
-    group = found and (found.group(1) if found.re.groups else found.group())
-    if not group:
-        raise UsageError(f"group-from '{expression}' is not found in {name!r}; expected a group for each image")
-    return group
-
-
 def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """Return the files that end with one of the suffixes by what comes before it; the suffix "" is a folder."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in _listed(folder):
         ending = next((s for s in sorted(suffixes, key=len, reverse=True) if path.name.lower().endswith(s)), None)
         if ending is None or path.name.startswith(".") or path.is_dir() != (ending == ""):
             continue
@@ -297,10 +313,14 @@ def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
             raise UsageError(f"{path}: is called as {found[stem].name} is; expected one file per image")
         found[stem] = path
     if not found:
-        raise UsageError(
-            f"{folder}: has no files that end with {', '.join(s or 'nothing (folders)' for s in suffixes)}"
-        )
+        endings = ", ".join(s or "nothing (folders)" for s in suffixes)
+        raise UsageError(f"{folder}: has no files that end with {endings}")
     return found
+
+
+def _listed(folder: Path) -> list[Path]:
+    with reading(folder):
+        return sorted(folder.iterdir())
 
 
 def agreements(name: str, folder: Path) -> list[tuple[str, str, str, str, str]]:
@@ -326,9 +346,8 @@ def _draw(path: Path, name: str, items: Sequence[Item], rows: Sequence[Row], cla
 
 
 def _cell(item: Item, nuclei: int) -> Cell:
-    note = f"{_number(nuclei, 'object')}, {item.mpp:g} um/px" + (
-        f", group {item.group}" if item.group != item.name else ""
-    )
+    group = f", group {item.group}" if item.group != item.name else ""
+    note = f"{_number(nuclei, 'object')}, {item.mpp:g} um/px{group}"
     return Cell(item.read_image(), item.read_labels(), item.read_types(), item.mpp, item.name, note)
 
 
@@ -344,10 +363,36 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer.writerows(rows)
 
 
+def _check_name(path: Path) -> None:
+    """Raise UsageError where tables, which are UTF-8 and whose cells are stripped, cannot give a name back."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{path}: its name is not UTF-8, and tables with it are; rename it") from None
+    if path.stem != path.stem.strip():
+        raise UsageError(f"{path}: its name begins or ends with a space, which tables lose; rename it")
+
+
 def _beside(out: Path) -> Path:
-    """Make and return an empty folder beside `out`, so that renaming it is one step."""
+    """Make and return an empty folder beside `out`, so that renaming it is one step, and remove those of the dead.
+
+    Its name has the machine's and the number of the process, by which the next one knows whose it was.
+    """
+    prefix = f".{out.name}.{socket.gethostname()}."
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        for path in out.parent.iterdir():
+            found = re.fullmatch(re.escape(prefix) + r"(\d{1,9})\.\w+", path.name)
+            if found and _is_dead(int(found[1])):
+                shutil.rmtree(path, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", dir=out.parent))
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from None
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno == errno.ESRCH  # else it is another user's
+    return False

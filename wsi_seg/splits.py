@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,23 @@ class Member(NamedTuple):
     name: str
     group: str
     split: str
+
+
+def group_of(name: str, expression: str | None) -> str:
+    """Return what the expression's first bracket that takes part, or all of it, finds in the name; without it the name.
+
+    Brackets that take no part are those of the other alternatives of "a(b)|c(d)".
+    """
+    if expression is None:
+        return name
+    try:
+        found = re.search(expression, name)
+    except re.error as error:
+        raise UsageError(f"group-from '{expression}' is no regular expression ({error})") from None
+    group = found and next((own for own in found.groups() if own is not None), "" if found.re.groups else found.group())
+    if not group:
+        raise UsageError(f"group-from '{expression}' is not found in {name!r}; expected a group for each image")
+    return group
 
 
 def by_ratio(groups: Mapping[str, str], shares: Mapping[str, float], seed: int = 0) -> list[Member]:
@@ -132,7 +150,7 @@ def read_splits(path: str | Path) -> list[Member]:
             if tuple(reader.fieldnames or ()) != COLUMNS:
                 found = ", ".join(reader.fieldnames or ()) or "nothing"
                 raise UsageError(f"{path}: has the columns {found}; expected {', '.join(COLUMNS)}")
-            members = [Member(*(row[column] or "" for column in COLUMNS)) for row in reader]
+            members = [Member(*((row[column] or "").strip() for column in COLUMNS)) for row in reader]
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such list of splits; `wsi-seg prepare --split` writes one") from None
     except (UnicodeDecodeError, csv.Error) as error:

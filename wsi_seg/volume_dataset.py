@@ -18,13 +18,14 @@ import numpy.typing as npt
 import tifffile
 from scipy import ndimage
 
-from wsi_seg.dataset import ITEM_COLUMNS, mpp_of, read_facts
+from wsi_seg.dataset import ITEM_COLUMNS, mpp_of, read_facts, types_of
 from wsi_seg.errors import UsageError
 from wsi_seg.tiffs import read_tiff, reading_tiff
 
 VOLUME_SUFFIXES = (".tif", ".tiff")
 VOLUME_COLUMNS = (*ITEM_COLUMNS, "spacing")
 SPACING_RANGE = (0.01, 100_000.0)  # micrometres
+SLICES = "ZQI"  # axes, as tifffile calls them: z, one that the file does not name, pages
 Shape = tuple[int, int, int]
 
 
@@ -61,7 +62,7 @@ class VolumeItem:
 
     def read_types(self) -> npt.NDArray[np.uint8] | None:
         """Return (Z, H, W) uint8 classes, None where there are none."""
-        return None if self.types is None else read_tiff(self.types).astype(np.uint8)
+        return None if self.types is None else types_of(self.types, read_tiff(self.types))
 
 
 def open_volumes(folder: str | Path, mpp: float | None = None, spacing: float | None = None) -> list[VolumeItem]:
@@ -70,7 +71,7 @@ def open_volumes(folder: str | Path, mpp: float | None = None, spacing: float | 
     mpp, spacing: for volumes of which items.csv does not give them. An mpp is never guessed; a spacing may be unknown.
     """
     root = Path(folder)
-    volumes = sorted(p for p in (root / "volumes").glob("*") if p.suffix.lower() in VOLUME_SUFFIXES)
+    volumes = sorted(p for p in (root / "volumes").glob("[!.]*") if p.suffix.lower() in VOLUME_SUFFIXES)
     if not volumes:
         raise UsageError(f"{root}: no volumes in {root / 'volumes'}; expected volumes/*.tif beside labels/ or masks/")
     facts = read_facts(root / "items.csv", VOLUME_COLUMNS)
@@ -109,6 +110,16 @@ def scale_grey(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return grey
 
 
+def grey_of(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return the values of a grey TIFF as uint8; those of more than 8 bits are scaled, see `scale_grey`."""
+    check_stack(path, SLICES + "T")  # moments are images as slices are
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UsageError(f"{path}: has pixels that are infinite or no number (NaN); expected grey: replace them first")
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255
+    return values if values.dtype == np.uint8 else scale_grey(values)
+
+
 def _find(root: Path, volume: Path, facts: Mapping[str, str], mpp: float | None, spacing: float | None) -> VolumeItem:
     labels, instances = _beside(root, "labels", volume), True
     if labels is None:
@@ -122,6 +133,7 @@ def _find(root: Path, volume: Path, facts: Mapping[str, str], mpp: float | None,
 
 def _check_shapes(volume: Path, annotations: Iterable[Path]) -> None:
     shape = _shape(volume)
+    check_stack(volume)
     for path in annotations:
         if _shape(path) != shape:
             raise UsageError(
@@ -148,7 +160,7 @@ def _item(
         instances=instances,
         types=types,
         mpp=mpp_of(volume, facts, mpp),
-        spacing=_spacing(volume, facts, spacing),
+        spacing=spacing_of(volume, facts, spacing),
         group=facts.get("group") or volume.stem,
         source=facts.get("source") or root.name,
         licence=facts.get("licence", ""),
@@ -170,6 +182,23 @@ def _shape(path: Path) -> Shape:
     return int(shape[0]), int(shape[1]), int(shape[2])
 
 
+def check_stack(path: Path, along: str = SLICES) -> None:
+    """Raise UsageError unless a TIFF is grey, 0 is black, and its planes, if it has several, lie along one of the axes.
+
+    By its header alone, and as a run of volumes has it; else channels are taken for slices, and white for black.
+    """
+    with reading_tiff(path), tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        axes, photometric = series.axes, tifffile.PHOTOMETRIC(series.keyframe.photometric).name
+    if "S" in axes:
+        fact = f"is a picture in colour that is stored channel by channel (axes {axes}, {photometric})"
+        raise UsageError(f"{path}: {fact}; expected the channels of a pixel side by side: save it so")
+    if photometric != "MINISBLACK":
+        raise UsageError(f"{path}: its photometric is {photometric}; expected MINISBLACK, grey of which 0 is black")
+    if len(axes) > 2 and axes[0] not in along:
+        raise UsageError(f"{path}: its axes are {axes}; expected slices, ZYX: keep one channel and save it as a stack")
+
+
 def _size(shape: Shape) -> str:
     return " x ".join(str(n) for n in reversed(shape))
 
@@ -181,7 +210,8 @@ def check_spacing(spacing: float, what: str) -> None:
         raise UsageError(f"{what} is {spacing:g}; expected micrometres from slice to slice, {low} to {high:g}")
 
 
-def _spacing(volume: Path, facts: Mapping[str, str], otherwise: float | None) -> float | None:
+def spacing_of(volume: Path, facts: Mapping[str, str], otherwise: float | None) -> float | None:
+    """Return what the facts, or else the caller, say of a volume; None where neither does."""
     given = facts.get("spacing") or otherwise
     if given is None:
         return None

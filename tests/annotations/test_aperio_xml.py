@@ -12,7 +12,7 @@ from tests.annotations.contract import SHAPE, AnnotationContract
 from wsi_seg.annotations.aperio_xml import APERIO_XML, read_aperio_xml, read_polygons
 from wsi_seg.annotations.base import Options
 from wsi_seg.annotations.forms import read_annotation
-from wsi_seg.annotations.polygons import draw, make_polygon
+from wsi_seg.annotations.polygons import draw
 from wsi_seg.errors import UsageError
 from wsi_seg.metrics import aji
 
@@ -81,7 +81,17 @@ ELLIPSE = region((50, 5), (60, 9)).replace("Id", 'Type="2" Id')
         ),
         ('<Annotations><Annotation><Region Id="7"><Vertex X="1"/></Region></Annotation></Annotations>', "of Region 7"),
         ('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><Annotations>&b;</Annotations>', "document type"),
-        (f"<Annotations><Annotation>{square(500, 500, 9)}</Annotation></Annotations>", "no nucleus inside the image"),
+        (f"<Annotations><Annotation>{square(500, 500, 9)}</Annotation></Annotations>", "1 of 1 outlines lie outside"),
+        (
+            f"<Annotations><Annotation>{region((1, 1), (9, 1), (9, float('nan')))}</Annotation></Annotations>",
+            "numbers X",
+        ),
+        (
+            f"<Annotations><Annotation>{region((1, 1), (9, 1), (9, float('inf')))}</Annotation></Annotations>",
+            "numbers X",
+        ),
+        ("<Annotations MicronsPerPixel='inf'/>", "MicronsPerPixel is 'inf'; expected a number"),
+        ("<?xml version='1.0' encoding='klingon'?><Annotations/>", "expected an annotation file"),
         (
             f"<Annotations><Annotation>{square(5, 5, 30)}{NEGATIVE}</Annotation></Annotations>",
             "Region 1 is a negative one, a hole; .* delete it",
@@ -141,15 +151,22 @@ def test_monuseg_fits_its_labels_best_with_the_shift(data_root: Path) -> None:
         assert len(polygons) == truth.max()
         shifted, unshifted = fit(polygons, truth, -0.5), fit(polygons, truth, 0)
         print(f"{path.stem}: Dice, AJI with -0.5 px {shifted}, with 0 {unshifted}")
-        assert shifted[0] > 0.99 and shifted[1] > 0.98
-        assert unshifted[0] < 0.96 and unshifted[1] < 0.93
+        assert shifted[0] > 0.995 and shifted[1] > 0.99
+        # in one of the files most vertices are whole numbers, which the rule for outlines through centres favours
+        assert unshifted[0] < shifted[0] - 0.008 and unshifted[1] < shifted[1] - 0.015
         annotation = read_annotation(APERIO_XML, path, truth.shape)
         assert (annotation.labels == draw(polygons, truth.shape)[0]).all()
         assert annotation.mpp == 0.252
 
 
-def test_polygons_keep_holes_out_of_the_nucleus() -> None:
-    ring = make_polygon([(0, 0), (10, 0), (10, 10), (0, 10)]) - make_polygon([(3, 3), (7, 3), (7, 7), (3, 7)])
-    labels, drawn = draw([ring, shapely.Point(30, 30).buffer(0.1)], SHAPE)
-    assert (labels > 0).sum() == 84
-    assert drawn == [0]  # the other holds no pixel's centre
+def test_outlines_at_another_resolution_than_the_image_are_refused(tmp_path: Path) -> None:
+    corners = [(5 + 22 * column, 5 + 15 * row) for row in range(4) for column in range(5)]
+    path = write_xml(tmp_path, "".join(square(x, y, 8) for x, y in corners))  # of an image of twice the size
+    with pytest.raises(UsageError, match="11 of 20 outlines lie outside its image of 60 x 40 px"):
+        read_annotation(APERIO_XML, path, SHAPE)
+
+
+def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    (tmp_path / "one.xml").mkdir()
+    with pytest.raises(UsageError, match=r"one\.xml: cannot be read \(Is a directory\)"):
+        read_annotation(APERIO_XML, tmp_path / "one.xml", SHAPE)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ def two_squares() -> Any:
     return labels
 
 
+def three_blobs() -> Any:
+    mask = np.zeros(SHAPE, np.uint8)
+    for x in (5, 25, 45):
+        mask[5:15, x : x + 10] = 1
+    return mask
+
+
 class TestBinary(AnnotationContract):
     name = "binary"
 
@@ -39,6 +47,12 @@ class TestBinary(AnnotationContract):
             self.read(tmp_path / "empty.png")
         annotation = read_annotation(self.form, tmp_path / "empty.png", SHAPE, Options(allow_empty=True))
         assert not annotation.labels.any()
+
+    def test_a_mask_without_background_is_refused(self, tmp_path: Path) -> None:
+        for mask in (np.full(SHAPE, 255, np.uint8), np.ones(SHAPE, bool)):
+            Image.fromarray(mask).save(tmp_path / "full.png")
+            with pytest.raises(UsageError, match="everywhere, one nucleus as large as the image; expected 0 as"):
+                self.read(tmp_path / "full.png")
 
     def test_a_picture_in_colour_is_refused(self, tmp_path: Path) -> None:
         Image.new("RGB", SHAPE[::-1], "red").save(tmp_path / "red.png")
@@ -69,10 +83,40 @@ class TestLabels(AnnotationContract):
         with pytest.raises(UsageError, match="has the type 3, but --classes names 1"):
             read_annotation(self.form, path, SHAPE, Options(classes=("one",)))
 
-    def test_numbers_that_are_no_labels_are_refused(self, tmp_path: Path) -> None:
-        tifffile.imwrite(tmp_path / "one.tif", two_squares().astype(np.float32))
-        with pytest.raises(UsageError, match="holds float32; expected whole numbers"):
+    def test_floats_are_labels_only_if_they_are_whole(self, tmp_path: Path) -> None:
+        values = two_squares().astype(np.float32)
+        tifffile.imwrite(tmp_path / "one.tif", values)
+        assert (self.read(tmp_path / "one.tif").labels == two_squares()).all()
+        for wrong in (0.5, np.nan, np.inf):
+            values[0, 0] = wrong
+            tifffile.imwrite(tmp_path / "one.tif", values)
+            with pytest.raises(UsageError, match=r"holds float32 that are no whole numbers.*save it .* as uint16"):
+                self.read(tmp_path / "one.tif")
+
+    def test_types_are_found_from_within_the_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("labels", "types"):
+            (tmp_path / name).mkdir()
+        name = self.write(tmp_path / "labels").name
+        Image.fromarray(np.full(SHAPE, 3, np.uint8)).save(tmp_path / "types" / "one.png")
+        monkeypatch.chdir(tmp_path / "labels")
+        assert self.read(Path(name)).types is not None
+
+    def test_a_mask_given_as_labels_is_refused(self, tmp_path: Path) -> None:
+        tifffile.imwrite(tmp_path / "one.tif", three_blobs() * np.uint8(255))
+        with pytest.raises(UsageError, match=r"has one label, 255, in 3 pieces, .*if it is a mask, the form is binary"):
             self.read(tmp_path / "one.tif")
+
+    def test_one_label_in_pieces_is_doubted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        tifffile.imwrite(tmp_path / "mask.tif", three_blobs())
+        tifffile.imwrite(tmp_path / "corners.tif", (two_squares() > 0).astype(np.uint8) * 255)
+        tifffile.imwrite(tmp_path / "two.tif", three_blobs() + (two_squares() == 1))
+        with caplog.at_level(logging.WARNING, "wsi_seg"):
+            self.read(tmp_path / "corners.tif")
+            self.read(tmp_path / "two.tif")
+            assert not caplog.messages
+            self.read(tmp_path / "mask.tif")
+        (message,) = caplog.messages
+        assert "has one label, 1, in 3 pieces, which would be one nucleus; if it is a mask, the form is" in message
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])

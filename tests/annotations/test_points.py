@@ -46,6 +46,7 @@ class TestBrecahad(AnnotationContract):
             ([], "holds a list"),
             ({"tumor": [{"x": 0.5}]}, "tumor is no list of points"),
             ({"tumor": [{"x": 0.5, "y": 1.5}]}, "expected shares from 0 to 1"),
+            ({"tumor": [{"x": 0.5, "y": 10**400}]}, "tumor is no list of points"),
             ({"tumor": []}, "no nucleus inside the image"),
         ],
     )
@@ -77,6 +78,7 @@ class TestBrcaM2c(AnnotationContract):
             ("1 2\n", "line 1 is '1 2'"),
             ("1 2 4\n", "unknown class 4; expected 1 to 3"),
             ("100 2 1\n", "lies outside its image of 60 x 40 px"),
+            ("nan 2 1\n", "lies outside its image of 60 x 40 px"),
         ],
     )
     def test_bad_rows_are_told(self, tmp_path: Path, content: str, told: str) -> None:
@@ -119,3 +121,16 @@ def test_brca_m2c_points_are_all_found(data_root: Path) -> None:
         assert len(np.unique(annotation.labels)) - 1 == len(rows)
         own = annotation.labels[rows[:, 0], rows[:, 1]]
         assert len(np.unique(own)) == len(rows)
+
+
+@pytest.mark.parametrize(("form", "name"), [("brecahad", "one.json"), ("brca-m2c", "one.txt")])
+def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path, form: str, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match=rf"{name}: cannot be read \(Is a directory\); expected a file of points"):
+        read_annotation(FORMS.load(form), tmp_path / name, SHAPE, OPTIONS)
+
+
+def test_json_that_is_nested_too_deeply_is_told(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="is no JSON"):
+        read_annotation(FORMS.load("brecahad"), tmp_path / "deep.json", SHAPE, OPTIONS)

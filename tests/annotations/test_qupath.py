@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -107,7 +109,10 @@ def test_classes_are_found_however_qupath_writes_them(tmp_path: Path) -> None:
         (text([feature(polygon(ring(0, 0, 9)), properties={"classification": 7})]), "has the classification 7"),
         (text([3]), "is no GeoJSON"),
         ("[3]", "object 1 is no feature"),
-        (text([feature(polygon(ring(900, 0, 9)), "Tumor")]), "no nucleus inside the image"),
+        (text([feature(polygon(ring(900, 0, 9)), "Tumor")]), "1 of 1 outlines lie outside its image of 60 x 40 px"),
+        (text([{"type": "Feature", "properties": [1]}]), "object 1 has a list as properties"),
+        (text([{"type": "Feature", "nucleusGeometry": [1]}]), "object 1 is a list; expected polygons"),
+        ("[" * 100_000, "is no GeoJSON"),
     ],
 )
 def test_bad_content_is_told(tmp_path: Path, content: str, told: str) -> None:
@@ -147,3 +152,76 @@ def test_what_this_package_writes_for_qupath_comes_back(tmp_path: Path) -> None:
     annotation = read_annotation(FORMS.load("qupath"), writer.path, SHAPE, Options(classes=("Nucleus",)))
     assert annotation.types is not None
     assert annotation.types[5:15, 5:15].all() and annotation.types.sum() == 100
+
+
+def detection(x: float, y: float, **properties: Any) -> dict[str, Any]:
+    return feature(polygon(ring(x, y, 5)), properties={"objectType": "detection"} | properties)
+
+
+def test_the_region_around_detections_is_no_nucleus(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    region = feature(polygon(ring(0, 0, 39)), "Tumor")
+    line = feature({"type": "LineString", "coordinates": [[0, 0], [9, 9]]})
+    cells = [detection(5, 5, classification={"name": "Immune"}), detection(20, 5)]
+    path = tmp_path / "one.geojson"
+    path.write_text(text([region, line, *cells]))
+    with caplog.at_level(logging.WARNING, "wsi_seg"):
+        labels = read_annotation(FORMS.load("qupath"), path, SHAPE).labels
+    assert labels.max() == 2 and (labels > 0).sum() == 50
+    assert len(caplog.messages) == 1 and "has detections, so its 2 other objects" in caplog.messages[0]
+    assert find_classes(path) == {"Immune"}
+    path.write_text(text([region]))
+    assert read_annotation(FORMS.load("qupath"), path, SHAPE).labels.max() == 1
+    assert len(caplog.messages) == 1
+
+
+def test_older_versions_name_detections_in_the_id(tmp_path: Path) -> None:
+    region = feature(polygon(ring(0, 0, 39)), properties={}) | {"id": "PathAnnotationObject"}
+    nucleus = feature(polygon(ring(5, 5, 5)), properties={}) | {"id": "PathDetectionObject"}
+    (tmp_path / "one.geojson").write_text(text([region, nucleus]))
+    assert (read_annotation(FORMS.load("qupath"), tmp_path / "one.geojson", SHAPE).labels > 0).sum() == 25
+
+
+def test_outlines_at_another_resolution_than_the_image_are_refused(tmp_path: Path) -> None:
+    nuclei = [detection(5 + 11 * k, 5 + 7 * k) for k in range(10)]
+    (tmp_path / "one.geojson").write_text(text(nuclei))
+    with pytest.raises(UsageError, match="5 of 10 outlines lie outside its image of 60 x 40 px"):
+        read_annotation(FORMS.load("qupath"), tmp_path / "one.geojson", SHAPE)
+
+
+def zipped(**members: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    return content.getvalue()
+
+
+def test_what_macos_adds_to_a_zip_is_skipped(tmp_path: Path) -> None:
+    added = {"__MACOSX/._one.geojson": "\0", "folder/._one.geojson": "\0"}
+    (tmp_path / "one.zip").write_bytes(zipped(**{"folder/one.geojson": text(FEATURES)}, **added))
+    assert len(read_nuclei(tmp_path / "one.zip")) == 2
+
+
+def test_messages_name_the_file_in_a_zip_and_its_object(tmp_path: Path) -> None:
+    point = feature({"type": "Point", "coordinates": [1, 2]})
+    (tmp_path / "one.zip").write_bytes(zipped(**{"a.json": text(FEATURES), "b.json": text([FEATURES[0], point])}))
+    with pytest.raises(UsageError, match=r"one\.zip: b\.json: object 2 is a Point"):
+        read_nuclei(tmp_path / "one.zip")
+
+
+@pytest.mark.parametrize("place", [6, 8])
+def test_an_encrypted_or_unknown_member_is_told(tmp_path: Path, place: int) -> None:
+    content = bytearray(zipped(**{"a.json": text(FEATURES)}))
+    directory = content.index(b"PK\1\2")
+    content[place] = content[directory + place + 2] = 1 if place == 6 else 97  # the flag of a password; a method
+    (tmp_path / "one.zip").write_bytes(content)
+    with pytest.raises(UsageError, match=r"one\.zip: a\.json: cannot be read \(.*has no password"):
+        read_nuclei(tmp_path / "one.zip")
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".zip", ".geojson.gz"])
+def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"one{suffix}"
+    path.symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match=r"cannot be read \(No such file or directory\)"):
+        find_classes(path)

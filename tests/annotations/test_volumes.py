@@ -52,6 +52,10 @@ class TestObservers(AnnotationContract):
         with pytest.raises(UsageError, match="expected masks of one shape"):
             self.read(tmp_path / "one")
 
+    def test_files_that_macos_adds_are_no_observers(self, tmp_path: Path) -> None:
+        (self.write(tmp_path) / "._ann.tif").write_bytes(b"what macOS keeps of ann.tif")
+        assert self.read(tmp_path / "one").labels.max() == 2
+
     def test_a_folder_without_masks_is_told(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="has no mask"):
             self.read(tmp_path)

@@ -9,6 +9,7 @@ pixel too far to the right and below.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
@@ -16,7 +17,7 @@ from xml.etree.ElementTree import ParseError
 from defusedxml import DefusedXmlException, ElementTree
 
 from wsi_seg.annotations.base import Annotation, Form, Options, Shape, refuse_classes
-from wsi_seg.annotations.polygons import draw, make_polygon
+from wsi_seg.annotations.polygons import check_inside, draw, make_polygon
 from wsi_seg.errors import UsageError
 
 _ELLIPSE = "2"  # Type of a Region
@@ -26,7 +27,9 @@ def read_aperio_xml(path: Path, shape: Shape, options: Options) -> Annotation:
     """Return the nuclei of an XML file; its MicronsPerPixel becomes the annotation's mpp."""
     refuse_classes(path, options, "aperio-xml")
     root = _parse(path)
-    labels, _ = draw(_regions(path, root), shape)
+    polygons = _regions(path, root)
+    check_inside(path, polygons, shape)
+    labels, _ = draw(polygons, shape)
     return Annotation(labels, mpp=_mpp(path, root))
 
 
@@ -45,6 +48,9 @@ def _parse(path: Path) -> Any:  # noqa: ANN401
             f"{path}: declares a document type ({type(error).__name__}), which may read other files or exhaust memory; "
             "remove its DOCTYPE"
         ) from None
+    except (OSError, LookupError, ValueError) as error:  # the latter of unknown encodings
+        fact = f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise UsageError(f"{fact}; expected an annotation file of Aperio ImageScope in UTF-8") from None
 
 
 def _regions(path: Path, root: Any) -> list[Any]:  # noqa: ANN401
@@ -81,11 +87,14 @@ def _polygons(path: Path, annotation: Any) -> list[Any]:  # noqa: ANN401
 
 def _vertex(path: Path, region: Any, vertex: Any) -> tuple[float, float]:  # noqa: ANN401
     try:
-        return float(vertex.attrib["X"]), float(vertex.attrib["Y"])
+        x, y = float(vertex.attrib["X"]), float(vertex.attrib["Y"])
     except (KeyError, ValueError):
+        x = y = math.nan
+    if not (math.isfinite(x) and math.isfinite(y)):
         raise UsageError(
             f"{path}: a Vertex of Region {region.get('Id', '?')} is {dict(vertex.attrib)}; expected numbers X and Y"
-        ) from None
+        )
+    return x, y
 
 
 def _mpp(path: Path, root: Any) -> float | None:  # noqa: ANN401
@@ -93,7 +102,9 @@ def _mpp(path: Path, root: Any) -> float | None:  # noqa: ANN401
     try:
         mpp = float(text) if text else 0.0
     except ValueError:
-        raise UsageError(f"{path}: MicronsPerPixel is {text!r}; expected a number") from None
+        mpp = math.nan
+    if not math.isfinite(mpp):
+        raise UsageError(f"{path}: MicronsPerPixel is {text!r}; expected a number")
     return mpp if mpp > 0 else None  # 0 is what ImageScope writes where it does not know
 
 

@@ -1,29 +1,36 @@
 """Masks of one channel.
 
-binary: what hangs together over sides is one nucleus, so touching nuclei are fused.
+binary: what hangs together over sides is one nucleus, so touching nuclei are fused. Palettes are looked up.
 
 labels: each value is a nucleus; pictures of 8, 16 or 32 bits but JPEG, TIFF volumes, and .npz with the key mask. Types
 come from the key types, or from a picture of the same name in a folder types/ beside the folder of labels; `classes`
-names them.
+names them. Of palettes the indices are taken.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from wsi_seg.annotations.base import Annotation, Form, Labels, Options, Shape, Types, components, refuse_classes
 from wsi_seg.annotations.pictures import PICTURES, read_grey, read_npz
 from wsi_seg.errors import UsageError
 
+log = logging.getLogger("wsi_seg")
+
+_MASK_VALUE = 255  # foreground in most masks, and hardly ever the only nucleus of a label image
+
 
 def read_binary(path: Path, shape: Shape, options: Options) -> Annotation:
     """Return the components of a mask of two values, of which 0 is background."""
     refuse_classes(path, options, "binary")
-    return Annotation(components(foreground(path, _read(path))))
+    return Annotation(components(foreground(path, _read(path, indices=False))))
 
 
 def read_labels(path: Path, shape: Shape, options: Options) -> Annotation:
@@ -32,7 +39,8 @@ def read_labels(path: Path, shape: Shape, options: Options) -> Annotation:
         raise UsageError(
             f"{path}: is a JPEG, whose compression makes other labels; expected PNG, TIFF or .npz: export it again"
         )
-    labels = _whole_numbers(path, _read(path))
+    labels = _whole_numbers(path, _read(path, indices=True))
+    _doubt_one_label(path, labels)
     types = _read_types(path)
     if types is None:
         refuse_classes(path, options, "labels without types/")
@@ -51,12 +59,17 @@ def foreground(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
             f"{path}: has the values {shown}{' ...' if len(found) > 4 else ''}; a binary mask has 0 and one more. "
             "If each value is a nucleus, the form is labels; if edges are grey, save it again without smoothing or JPEG"
         )
+    if len(found) == 1 and found[0] != 0:
+        raise UsageError(
+            f"{path}: is {float(found[0]):g} everywhere, one nucleus as large as the image; expected 0 as background: "
+            "save the mask again, or leave the image out"
+        )
     return np.asarray(values != 0)
 
 
-def _read(path: Path) -> npt.NDArray[Any]:
+def _read(path: Path, *, indices: bool) -> npt.NDArray[Any]:
     if path.suffix.lower() != ".npz":
-        return read_grey(path)
+        return read_grey(path, indices=indices)
     values = read_npz(path, "mask")
     if values is None:
         raise UsageError(f"{path}: has no array called mask; expected the mask under that key")
@@ -64,23 +77,44 @@ def _read(path: Path) -> npt.NDArray[Any]:
 
 
 def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> Labels:
-    if values.dtype.kind not in "bui":
-        raise UsageError(f"{path}: holds {values.dtype}; expected whole numbers, one per nucleus")
+    """Return the values as int32; whole ones may be floats, as ImageJ saves them."""
+    if values.dtype.kind == "f" and not (np.isfinite(values) & (values == np.rint(values))).all():
+        raise UsageError(
+            f"{path}: holds {values.dtype} that are no whole numbers; expected one per nucleus: save it without "
+            "scaling or smoothing, as uint16 or int32"
+        )
     if values.size and (int(values.min()) < 0 or int(values.max()) > np.iinfo(np.int32).max):
         raise UsageError(f"{path}: has labels from {values.min()} to {values.max()}; expected 0 to 2147483647")
     return values.astype(np.int32)
 
 
+def _doubt_one_label(path: Path, labels: Labels) -> None:
+    """Refuse or doubt one label in several pieces, which may be a mask: its nuclei would become one."""
+    value, found = int(labels.max(initial=0)), labels > 0
+    if value == 0 or (labels[found] != value).any():
+        return
+    pieces = ndimage.label(found, np.ones((3,) * labels.ndim))[1]  # over corners, too
+    if pieces < 2:
+        return
+    fact = f"{path}: has one label, {value}, in {pieces} pieces, which would be one nucleus"
+    if value == _MASK_VALUE:
+        raise UsageError(f"{fact}; expected a label per nucleus: if it is a mask, the form is binary")
+    log.warning("%s; if it is a mask, the form is binary", fact)
+
+
 def _read_types(path: Path) -> Types | None:
-    beside = path.parent.parent / "types" / f"{path.stem}.png"
+    own = Path(os.path.abspath(path))  # so that the folder "." has a parent, too
+    where = own.parent.parent / "types" / f"{path.stem}.png"
     values = read_npz(path, "types") if path.suffix.lower() == ".npz" else None
-    if values is None and beside.is_file() and beside != path:
-        values = read_grey(beside)
-    if values is None:
+    if values is not None:
+        where = path
+    elif where.is_file() and where != own:
+        values = read_grey(where, indices=True)
+    else:
         return None
-    whole = _whole_numbers(path, values)
+    whole = _whole_numbers(where, values)
     if whole.size and whole.max() > np.iinfo(np.uint8).max:
-        raise UsageError(f"{path}: has the type {whole.max()}; expected 1 to 255")
+        raise UsageError(f"{where}: has the type {whole.max()}; expected 1 to 255")
     return whole.astype(np.uint8)
 
 

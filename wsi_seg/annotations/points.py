@@ -77,7 +77,7 @@ def _near(points_px: Points, radius_px: float, shape: Shape) -> npt.NDArray[np.i
 def _annotation(
     path: Path, points_px: Points, kinds: npt.NDArray[np.int64], shape: Shape, options: Options, names: tuple[str, ...]
 ) -> Annotation:
-    outside = ((points_px < 0) | (points_px > (shape[1], shape[0]))).any(axis=1)
+    outside = ~((points_px >= 0) & (points_px <= (shape[1], shape[0]))).all(axis=1)  # also what is no number
     if outside.any():
         x, y = points_px[outside][0]
         raise UsageError(
@@ -105,9 +105,10 @@ def _radius_px(path: Path, options: Options) -> float:
 
 
 def _read_json(path: Path) -> dict[str, object]:
+    text = _read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # broken text and broken UTF-8 alike
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is no JSON ({error}); expected a BreCaHAD file of points") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: holds a {type(content).__name__}; expected a list of points per class")
@@ -118,7 +119,7 @@ def _scaled(path: Path, name: str, points: object, shape: Shape) -> Points:
     """Return (n, 2) of (x, y) in pixels."""
     try:
         shares = np.array([(p["x"], p["y"]) for p in points], np.float64).reshape(-1, 2)  # type: ignore[attr-defined]
-    except (TypeError, KeyError, ValueError, IndexError):
+    except (TypeError, KeyError, ValueError, IndexError, OverflowError):
         raise UsageError(f'{path}: {name} is no list of points; expected [{{"x": 0.5, "y": 0.5}}, ...]') from None
     wrong = ~((shares >= 0) & (shares <= 1)).all(axis=1)
     if wrong.any():
@@ -127,10 +128,16 @@ def _scaled(path: Path, name: str, points: object, shape: Shape) -> Points:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
+    return list(enumerate(_read_text(path).splitlines(), start=1))
+
+
+def _read_text(path: Path) -> str:
     try:
-        return list(enumerate(path.read_text(encoding="utf-8").splitlines(), start=1))
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UsageError(f"{path}: is no text; expected rows of row, column and class") from None
+        raise UsageError(f"{path}: is no text; expected a file of points, in UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a file of points") from None
 
 
 def _row(path: Path, number: int, line: str) -> tuple[float, float, int]:

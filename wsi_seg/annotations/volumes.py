@@ -46,7 +46,8 @@ def read_masks(folder: Path) -> dict[str, Mask]:
     """Return the (H, W) or (Z, H, W) mask of each observer, by name."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: is a file; expected a folder with one mask per observer")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    # macOS adds ._a.tif, which is none
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
     masks = {path.stem: foreground(path, read_grey(path)) for path in files}
     if not masks:
         raise UsageError(f"{folder}: has no mask; expected one TIFF or PNG per observer")

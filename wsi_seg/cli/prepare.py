@@ -53,6 +53,7 @@ def prepare(images: Path, annotations: Path, form: str, out: Path, **given: Any)
     from wsi_seg.annotations.base import Options
     from wsi_seg.annotations.forms import refuse_unused
     from wsi_seg.config import check
+    from wsi_seg.engine.stopping import stopped_by_sigterm
     from wsi_seg.prepare import STAIN_FILE, Facts
     from wsi_seg.prepare import prepare as write_dataset
     from wsi_seg.stain.normaliser import choose_target
@@ -73,18 +74,20 @@ def prepare(images: Path, annotations: Path, form: str, out: Path, **given: Any)
         group_from=given["group_from"],
         shares=parse_shares(given["split"]),
         seed=given["seed"] or 0,
-        of_each=_read_each(given["facts"]),
+        of_each=_read_each(given["facts"], given["volumes"]),
     )
     options = check(Options, chosen, "prepare")
     stain = choose_target(given["stain_norm"], None)
     if given["volumes"]:
         if stain:
             raise UsageError("--stain-norm is for pictures in colour, and volumes are grey; leave one of them out")
-        _prepare_volumes(images, annotations, out, form, options, facts, given["spacing"])
+        with stopped_by_sigterm():
+            _prepare_volumes(images, annotations, out, form, options, facts, given["spacing"])
         return
-    items = write_dataset(
-        images, annotations, out, form=form, options=options, facts=facts, stain=stain, progress=_show
-    )
+    with stopped_by_sigterm():
+        items = write_dataset(
+            images, annotations, out, form=form, options=options, facts=facts, stain=stain, progress=_show
+        )
     click.echo(f"{len(items)} images of {len({item.group for item in items})} groups in {out}")
     if stain:
         unchanged = len(json.loads((out / STAIN_FILE).read_text(encoding="utf-8"))["unnormalised"])
@@ -104,7 +107,7 @@ def _prepare_volumes(
     click.echo(f"look at {out / 'sheet.png'}, and at the numbers in {out / 'statistics.csv'}")
 
 
-def _read_each(path: Path | None) -> dict[str, dict[str, str]]:
+def _read_each(path: Path | None, volumes: bool) -> dict[str, dict[str, str]]:
     """Return the rows of --facts by name."""
     from wsi_seg.dataset import read_facts
     from wsi_seg.volume_dataset import VOLUME_COLUMNS
@@ -113,7 +116,12 @@ def _read_each(path: Path | None) -> dict[str, dict[str, str]]:
         return {}
     if not path.is_file():
         raise UsageError(f"--facts {path}: there is no such file")
-    return read_facts(path, VOLUME_COLUMNS)
+    facts = read_facts(path, VOLUME_COLUMNS)
+    spaced = [name for name, own in facts.items() if own.get("spacing")]
+    if spaced and not volumes:
+        fact = f"--facts {path}: has the spacing of {spaced[0]!r}, and without --volumes slices are images"
+        raise UsageError(f"{fact}; add --volumes, or leave the spacing out")
+    return facts
 
 
 def parse_classes(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:

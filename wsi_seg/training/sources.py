@@ -17,8 +17,8 @@ from wsi_seg.dataset import Item, class_values, open_dataset
 from wsi_seg.errors import UsageError, suggest
 from wsi_seg.evaluation.scoring import check_fine_enough
 from wsi_seg.nets.heads import has_classes
-from wsi_seg.prepare import Facts, group_of, prepare
-from wsi_seg.splits import Member, by_fold, by_ratio, check, in_split
+from wsi_seg.prepare import Facts, prepare
+from wsi_seg.splits import Member, by_fold, by_ratio, check, group_of, in_split
 from wsi_seg.training.recipe import Recipe, Source, Validation
 from wsi_seg.volume_dataset import VolumeItem, open_pairs, open_volumes
 from wsi_seg.volumes.preparing import prepare_volumes

@@ -16,11 +16,11 @@ import tifffile
 from wsi_seg.annotations.base import Form, Labels, Options, Types
 from wsi_seg.annotations.forms import FORMS, read_annotation
 from wsi_seg.errors import UsageError
-from wsi_seg.prepare import Facts, agreements, checked, compacted, making, pair, write_csv
+from wsi_seg.prepare import Facts, agreements, checked, compacted, making, pair, reading, write_csv
 from wsi_seg.sheet import Cell, colour_of, draw_sheet
 from wsi_seg.splits import by_ratio, write_splits
 from wsi_seg.tiffs import read_tiff
-from wsi_seg.volume_dataset import VOLUME_COLUMNS, VolumeItem, check_spacing, open_volumes, scale_grey
+from wsi_seg.volume_dataset import VOLUME_COLUMNS, VolumeItem, check_spacing, check_stack, open_volumes, scale_grey
 
 SHOWN = 12  # volumes on the sheet
 
@@ -73,14 +73,14 @@ class _Writer:
         """Write one volume."""
         name, values = path.stem, _grey(path)
         options = self.facts.options(path, self.options)
-        annotation = read_annotation(form, annotation_path, values.shape, options)
+        with reading(annotation_path):
+            annotation = read_annotation(form, annotation_path, values.shape, options)
+            self.agreements += agreements(name, annotation_path) if annotation_path.is_dir() else []
         mpp = self.facts.mpp(path, self.options, annotation.mpp)
         labels = compacted(annotation.labels, name)
         self._write("volumes", name, values)
         self._write("labels", name, labels.astype(np.uint16))
         self._write_types(name, annotation.types)
-        if annotation_path.is_dir():
-            self.agreements += agreements(name, annotation_path)
         self.classes = annotation.classes or self.classes
         spacing = self.facts.of_each.get(name, {}).get("spacing") or ("" if self.spacing is None else self.spacing)
         self.items[name] = [f"{mpp:g}", str(spacing)]
@@ -133,6 +133,7 @@ def _grey(path: Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     if values.ndim != 3 or values.shape[2] in (3, 4) or values.dtype not in (np.uint8, np.uint16):
         fact = f"{path}: is {values.dtype} {values.shape}"
         raise UsageError(f"{fact}; expected a grey stack (Z, H, W), uint8 or uint16, since --volumes was given")
+    check_stack(path)
     return values
 
 
