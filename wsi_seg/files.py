@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -18,6 +18,7 @@ TEMPORARY = ".tmp"
 CACHE_VARIABLE = "WSI_SEG_CACHE"
 _TRIES = 100  # of making a folder that others remove
 _PORTION = 1000
+_SYNCED_AT_ONCE = 8
 
 
 def cache_folder() -> Path:
@@ -93,3 +94,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make sure that a folder with all that is in it survives a power cut."""
+    folders = (Path(parent) for parent, *_ in os.walk(folder))
+    do_all(sync, chain(files_in(folder), folders), _SYNCED_AT_ONCE)  # each waits for the disk, or a server

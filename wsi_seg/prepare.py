@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-import socket
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +37,8 @@ from wsi_seg.annotations.volumes import OBSERVERS, agreement, read_masks
 from wsi_seg.config import StainProfile
 from wsi_seg.dataset import IMAGE_SUFFIXES, ITEM_COLUMNS, Item, mpp_of, open_dataset, refuse_too_large
 from wsi_seg.errors import OutputError, UsageError, suggest
+from wsi_seg.files import sync, sync_tree
+from wsi_seg.process import birth, machine_id
 from wsi_seg.sheet import Cell, colour_of, draw_sheet
 from wsi_seg.splits import by_ratio, group_of, write_splits
 from wsi_seg.stain.normaliser import Normaliser
@@ -131,8 +133,9 @@ def making(out: Path) -> Iterator[Path]:
     folder = _beside(out)
     try:
         yield folder
-        folder.chmod(0o755)  # temporary folders are private
+        sync_tree(folder)
         folder.rename(out)
+        sync(out.parent)
     except OSError as error:
         fact = f"cannot be written ({error.strerror or error}); nothing is kept, run it again where there is room"
         if error.errno in _TAKEN:
@@ -378,21 +381,15 @@ def _beside(out: Path) -> Path:
 
     Its name has the machine's and the number of the process, by which the next one knows whose it was.
     """
-    prefix = f".{out.name}.{socket.gethostname()}."
+    prefix = f".{out.name}.{hashlib.sha256(machine_id().encode()).hexdigest()[:12]}."
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for path in out.parent.iterdir():
             found = re.fullmatch(re.escape(prefix) + r"(\d{1,9})\.\w+", path.name)
-            if found and _is_dead(int(found[1])):
+            if found and birth(int(found[1])) is None:
                 shutil.rmtree(path, ignore_errors=True)
-        return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", dir=out.parent))
+        folder = out.parent / f"{prefix}{os.getpid()}.{uuid.uuid4().hex}"
+        folder.mkdir()
+        return folder
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from None
-
-
-def _is_dead(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return error.errno == errno.ESRCH  # else it is another user's
-    return False

@@ -8,8 +8,10 @@ import math
 import os
 import resource
 import sys
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from wsi_seg.errors import UsageError
@@ -128,3 +130,27 @@ def peak_memory_mb() -> float:
     except (OSError, ValueError, IndexError):
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+@cache
+def machine_id() -> str:
+    """Return what tells this machine since its start, and the name space of its processes, from all others."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return uuid.uuid4().hex  # no process can be looked up; the lease decides
+
+
+def birth(pid: int) -> int | None:
+    """Return when a process began, in ticks; 0 where it lives but hides that, None where it is dead."""
+    with suppress(OSError):
+        state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return None if state in "ZX" else int(rest[18])  # the 3rd and the 22nd of proc(5)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return 0

@@ -13,7 +13,6 @@ import pytest
 from tests.engine.test_driver import plan_of
 from wsi_seg import files
 from wsi_seg.config import RunSettings
-from wsi_seg.engine import ledger as module
 from wsi_seg.engine.layout import WORK
 from wsi_seg.engine.ledger import Ledger
 
@@ -59,7 +58,7 @@ def test_all_outputs_are_synced_some_at_a_time(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(ThreadPoolExecutor, "map", noted)
     monkeypatch.setattr(files, "_PORTION", 15)
-    monkeypatch.setattr(module, "sync", synced.append)
-    module._sync_tree(tmp_path)
+    monkeypatch.setattr(files, "sync", synced.append)
+    files.sync_tree(tmp_path)
     assert sorted(synced) == sorted([tmp_path, *tmp_path.rglob("*")])
     assert portions == [15, 15, 12]

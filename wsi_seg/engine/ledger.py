@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,11 +25,10 @@ import pyarrow as pa
 from wsi_seg.engine.contents import damage
 from wsi_seg.engine.layout import FAILURE_FILE, LABELS, PLAN_FILE, RUN_FILE, TRASH, WORK
 from wsi_seg.errors import DamageError, OutputError, StorageError
-from wsi_seg.files import TEMPORARY, do_all, files_in, replacing, sync
+from wsi_seg.files import TEMPORARY, replacing, sync, sync_tree
 from wsi_seg.records import Block, Commit, SlidePlan
 
 _SUFFIX = ".block"
-_SYNCED_AT_ONCE = 8
 # of labels, six times as fast as zstd either way, in twice the room, which is given back at the end
 _QUICK = numcodecs.Blosc("lz4", 1, numcodecs.Blosc.NOSHUFFLE)
 
@@ -227,7 +224,7 @@ class Ledger:
             try:
                 finished.mkdir(parents=True)
                 yield finished
-                _sync_tree(finished)
+                sync_tree(finished)
                 if not self._is_done_alike(finished):
                     finished.rename(self.final)
             finally:  # on failure, leave the room to the blocks
@@ -288,11 +285,6 @@ def storing(slide: str, folder: Path) -> Iterator[None]:
             f"the results cannot be written under {folder} ({error.strerror or error}); what is done is kept: "
             "make room or restore the folder and run the same command again",
         ) from error
-
-
-def _sync_tree(folder: Path) -> None:
-    folders = (Path(parent) for parent, *_ in os.walk(folder))
-    do_all(sync, chain(files_in(folder), folders), _SYNCED_AT_ONCE)  # each waits for the disk, or a server
 
 
 def _pack(data: BlockData) -> bytes:

@@ -19,11 +19,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 
 from wsi_seg.engine.layout import CLAIMS, WORK
 from wsi_seg.files import remove_if_empty, write_into
+from wsi_seg.process import birth, machine_id
 
 LEASE_S = 60.0
 """A run on another machine counts as dead when it has not renewed its claim for so long."""
@@ -56,12 +56,12 @@ class Claim:
     @property
     def here(self) -> bool:
         """Whether its process can be looked up here."""
-        return self.machine == _machine()
+        return self.machine == machine_id()
 
     def lives(self, now: float) -> bool:
         """Tell whether its run goes on; now: by the clock of the file system."""
         if self.here:
-            born = _birth(self.pid)
+            born = birth(self.pid)
             return born is not None and (born == self.born or not born)
         return now - self.renewed < LEASE_S
 
@@ -124,7 +124,7 @@ class Claims:
     def _write(self, slide: str) -> Path:
         """Put a claim beside those that are there."""
         pid = os.getpid()
-        claim = Claim(socket.gethostname(), pid, _machine(), _birth(pid) or 0, self._began, time.time())
+        claim = Claim(socket.gethostname(), pid, machine_id(), birth(pid) or 0, self._began, time.time())
         values = asdict(claim)
         del values["renewed"]
         path = self._folder / slide / uuid.uuid4().hex
@@ -196,27 +196,3 @@ def _remove(path: Path) -> None:
         path.unlink()
     with suppress(OSError):
         path.parent.rmdir()
-
-
-@cache
-def _machine() -> str:
-    """Return what tells this machine since its start, and the name space of its processes, from all others."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return uuid.uuid4().hex  # no process can be looked up; the lease decides
-
-
-def _birth(pid: int) -> int | None:
-    """Return when a process began, in ticks; 0 where it lives but hides that, None where it is dead."""
-    with suppress(OSError):
-        state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return None if state in "ZX" else int(rest[18])  # the 3rd and the 22nd of proc(5)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return 0
