@@ -139,7 +139,7 @@ def machine_id() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return uuid.uuid4().hex  # no process can be looked up; the lease decides
+        return uuid.uuid4().hex  # no process can be looked up, so this is no machine that anyone has met
 
 
 def birth(pid: int) -> int | None:

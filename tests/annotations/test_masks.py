@@ -48,11 +48,12 @@ class TestBinary(AnnotationContract):
         annotation = read_annotation(self.form, tmp_path / "empty.png", SHAPE, Options(allow_empty=True))
         assert not annotation.labels.any()
 
-    def test_a_mask_without_background_is_refused(self, tmp_path: Path) -> None:
+    def test_a_mask_without_background_is_doubted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         for mask in (np.full(SHAPE, 255, np.uint8), np.ones(SHAPE, bool)):
             Image.fromarray(mask).save(tmp_path / "full.png")
-            with pytest.raises(UsageError, match="everywhere, one nucleus as large as the image; expected 0 as"):
-                self.read(tmp_path / "full.png")
+            caplog.clear()
+            assert (self.read(tmp_path / "full.png").labels == 1).all()
+            assert "everywhere, one object as large as the image" in caplog.text
 
     def test_a_picture_in_colour_is_refused(self, tmp_path: Path) -> None:
         Image.new("RGB", SHAPE[::-1], "red").save(tmp_path / "red.png")

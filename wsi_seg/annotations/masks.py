@@ -59,10 +59,9 @@ def foreground(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
             f"{path}: has the values {shown}{' ...' if len(found) > 4 else ''}; a binary mask has 0 and one more. "
             "If each value is a nucleus, the form is labels; if edges are grey, save it again without smoothing or JPEG"
         )
-    if len(found) == 1 and found[0] != 0:
-        raise UsageError(
-            f"{path}: is {float(found[0]):g} everywhere, one nucleus as large as the image; expected 0 as background: "
-            "save the mask again, or leave the image out"
+    if len(found) == 1 and found[0] != 0:  # as within a large tumour
+        log.warning(
+            "%s: is %g everywhere, one object as large as the image; if that is wrong, leave it out", path, found[0]
         )
     return np.asarray(values != 0)
 
