@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from wsi_seg.annotations.base import Annotation, Form, Labels, Options, Shape, Types, components, refuse_classes
 from wsi_seg.annotations.pictures import PICTURES, read_grey, read_npz
+from wsi_seg.dataset import types_of
 from wsi_seg.errors import UsageError
 
 log = logging.getLogger("wsi_seg")
@@ -111,10 +112,7 @@ def _read_types(path: Path) -> Types | None:
         values = read_grey(where, indices=True)
     else:
         return None
-    whole = _whole_numbers(where, values)
-    if whole.size and whole.max() > np.iinfo(np.uint8).max:
-        raise UsageError(f"{where}: has the type {whole.max()}; expected 1 to 255")
-    return whole.astype(np.uint8)
+    return types_of(where, _whole_numbers(where, values))
 
 
 def _names(path: Path, types: Types, given: tuple[str, ...]) -> tuple[str, ...]:
