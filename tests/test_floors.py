@@ -14,7 +14,7 @@ import wsi_seg
 PACKAGE = Path(wsi_seg.__file__).parent
 FLOORS = (
     {"errors"},
-    {"geometry", "stopwatch", "process", "metrics", "files", "objectstore", "pixels", "tiffs"},
+    {"geometry", "stopwatch", "process", "metrics", "files", "objectstore", "pixels", "tiffs", "columns"},
     {"catalog", "config"},
     {"architectures"},
     {"records", "bundles", "ngff", "outlines", "dataset", "splits", "sheet"},

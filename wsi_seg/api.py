@@ -16,6 +16,7 @@ from wsi_seg.architectures import dimensions_of
 from wsi_seg.backends import Backend, BackendChoice, Device, DeviceChoice, Network, Precision, choose_device, load_onto
 from wsi_seg.backends.choice import check_choice, uses_openvino
 from wsi_seg.bundles import Bundle, find_bundle
+from wsi_seg.columns import array_of
 from wsi_seg.config import LABEL_CHUNK_PX, Measurements, ModelSpec, RunSettings, check
 from wsi_seg.engine.block import find_nuclei
 from wsi_seg.engine.driver import Driver
@@ -77,7 +78,7 @@ class Nuclei:
     @property
     def types(self) -> npt.NDArray[np.uint8]:
         """(Y, X) class of each pixel, 1..K, 0 background."""
-        class_ids: npt.NDArray[np.uint8] = self.table.column("class_id").to_numpy()
+        class_ids: npt.NDArray[np.uint8] = array_of(self.table.column("class_id"))
         return np.concatenate([np.zeros(1, np.uint8), class_ids + np.uint8(1)])[self.labels]
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import shapely
 
+from wsi_seg.columns import lists, numbers
 from wsi_seg.config import Measurements
 from wsi_seg.outlines import Rings, corners, polygons, simplify
 from wsi_seg.records import MEASURES, Frame, Instances, UInt8Array, nuclei_schema
@@ -51,7 +52,7 @@ def measure(
     polygon_l0 = _polygons_l0(outline, outline_offsets, rings, offsets, frame)
     centroid_mp = boxes_mp[:, :2] + sums[:, 1:3] / sums[:, :1] + 0.5
     box_l0 = boxes_mp * frame.scale_l0
-    columns: dict[str, npt.NDArray[np.generic] | pa.Array] = {
+    columns: dict[str, npt.NDArray[np.generic]] = {
         "anchor_x_mp": instances.anchors_mp[chosen, 0].astype(np.int32),
         "anchor_y_mp": instances.anchors_mp[chosen, 1].astype(np.int32),
         "class_id": _class_ids(instances.labels, chosen + 1, boxes_px, classes),
@@ -63,14 +64,14 @@ def measure(
             name: np.round(box_l0[:, k], 2)
             for k, name in enumerate(("box_x0_l0", "box_y0_l0", "box_x1_l0", "box_y1_l0"))
         },
-        "polygon_l0": polygon_l0,
         "probability": sums[:, 6] / sums[:, 0] / 255,
     }
     if MEASURES[measurements]:
         local = outline - 2 * np.repeat(boxes_mp[:, :2], np.diff(outline_offsets), axis=0)
         columns |= _shape(polygons(local / 2.0, outline_offsets), sums, frame.mpp) | _stain(sums)
     schema = nuclei_schema(measurements)
-    return pa.table([pa.array(columns[name], type=schema.field(name).type) for name in schema.names], schema=schema)
+    rows = [polygon_l0 if f.name == "polygon_l0" else numbers(columns[f.name], f.type) for f in schema]
+    return pa.table(rows, schema=schema)
 
 
 def _class_ids(
@@ -148,14 +149,15 @@ def _polygons_l0(
     tenths = _tenths_l0(outline, frame)
     valid = shapely.is_valid(polygons(tenths, outline_offsets))
     if valid.all():
-        return pa.ListArray.from_arrays(pa.array(2 * outline_offsets, pa.int32()), pa.array(tenths.ravel(), pa.int32()))
-    lists = [
+        return lists(2 * outline_offsets, tenths.ravel(), pa.int32())
+    safe = [
         tenths[outline_offsets[k] : outline_offsets[k + 1]]
         if valid[k]
         else _safe_ring(_tenths_l0(corners(rings[offsets[k] : offsets[k + 1]]), frame))
         for k in range(len(valid))
     ]
-    return pa.array([ring.ravel() for ring in lists], pa.list_(pa.int32()))
+    ends = np.cumsum([0, *(ring.size for ring in safe)])
+    return lists(ends, np.concatenate([ring.ravel() for ring in safe]), pa.int32())
 
 
 def _safe_ring(ring: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

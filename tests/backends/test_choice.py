@@ -234,13 +234,15 @@ def test_a_run_says_what_computed(backend: BackendChoice, small_slide: Path, sma
         run(small_slide, small_model, tmp_path, executor="local", backend=other)
 
 
-def test_a_run_with_openvino_does_without_torch(small_slide: Path, small_model: Path, tmp_path: Path) -> None:
-    """Its import takes seconds and hundreds of MB."""
+def test_a_run_with_openvino_does_without_torch_and_pandas(
+    small_slide: Path, small_model: Path, tmp_path: Path
+) -> None:
+    """Their imports take time and memory, torch's seconds and hundreds of MB."""
     load_onto(find_bundle(small_model), "cpu", "openvino")  # converted by now
     program = (
         "import sys; from wsi_seg.api import run; "
         "results = run(*sys.argv[1:], executor='local', device='cpu', backend='openvino'); "
-        "assert results[0].status == 'done', results; assert 'torch' not in sys.modules"
+        "assert results[0].status == 'done', results; assert not {'torch', 'pandas'} & set(sys.modules)"
     )
     command = [sys.executable, "-c", program, str(small_slide), str(small_model), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=os.environ)

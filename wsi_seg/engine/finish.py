@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from wsi_seg.columns import array_of, numbers
 from wsi_seg.config import LABEL_CHUNK_PX
 from wsi_seg.engine.contents import seal
 from wsi_seg.engine.gallery import Gallery
@@ -112,7 +113,8 @@ class Numbering:
         """Yield the nuclei of each block, in final order; only of blocks that touch `region_mp` where it is given."""
         for block in self.blocks:
             if region_mp is None or not block.core_mp.clipped(region_mp).empty:
-                yield _sorted(self._ledger.nuclei(block.name))
+                nuclei = self._ledger.nuclei(block.name)
+                yield nuclei.take(numbers(_order(nuclei), pa.int64()))
 
     def find(self, anchors_mp: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
         """Return the final label and class of each (x, y) anchor; 0 where no block owns a nucleus there."""
@@ -133,20 +135,26 @@ class Numbering:
     def _read_labels_of(self, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
         if name not in self._first:
             return np.empty(0, np.int64), np.empty(0, np.uint32), np.empty(0, np.uint8)
-        nuclei = _sorted(self._ledger.nuclei(name))
-        keys = _keys(nuclei.column("anchor_x_mp").to_numpy(), nuclei.column("anchor_y_mp").to_numpy())
-        order = np.argsort(keys)
-        labels = (self._first[name] + order).astype(np.uint32)
-        return keys[order], labels, nuclei.column("class_id").to_numpy()[order] + np.uint8(1)
+        nuclei = self._ledger.nuclei(name)
+        keys = _keys(*_anchors(nuclei))
+        labels = np.empty(len(keys), np.uint32)
+        labels[_order(nuclei)] = self._first[name] + np.arange(len(keys), dtype=np.uint32)
+        by_key = np.argsort(keys)
+        return keys[by_key], labels[by_key], array_of(nuclei.column("class_id"))[by_key] + np.uint8(1)
 
 
 def _keys(x_mp: npt.NDArray[np.integer], y_mp: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     return (y_mp.astype(np.int64) << 32) | x_mp.astype(np.int64)
 
 
-def _sorted(nuclei: pa.Table) -> pa.Table:
-    x, y = nuclei.column("anchor_x_mp").to_numpy(), nuclei.column("anchor_y_mp").to_numpy()
-    return nuclei.take(pa.array(np.lexsort((x, y, z_order(y // LABEL_CHUNK_PX, x // LABEL_CHUNK_PX)))))
+def _anchors(nuclei: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    return array_of(nuclei.column("anchor_x_mp")), array_of(nuclei.column("anchor_y_mp"))
+
+
+def _order(nuclei: pa.Table) -> npt.NDArray[np.intp]:
+    """Return the rows of a block's nuclei in final order."""
+    x, y = _anchors(nuclei)
+    return np.lexsort((x, y, z_order(y // LABEL_CHUNK_PX, x // LABEL_CHUNK_PX)))
 
 
 def _write_nuclei(plan: SlidePlan, numbering: Numbering, gallery: Gallery, folder: Path) -> None:
@@ -160,8 +168,7 @@ def _write_nuclei(plan: SlidePlan, numbering: Numbering, gallery: Gallery, folde
         TableWriter(folder / "nuclei.parquet", schema, plan.model.classes, metadata) as table,
     ):
         for nuclei in rebatched(numbering.tables(), ROWS_PER_PART):
-            x, y = nuclei.column("anchor_x_mp").to_numpy(), nuclei.column("anchor_y_mp").to_numpy()
-            uuids = nucleus_uuids(plan.fingerprint, x, y)
+            uuids = nucleus_uuids(plan.fingerprint, *_anchors(nuclei))
             features.write(nuclei, uuids)
             table.write(nuclei, label, uuids)
             gallery.count(nuclei)

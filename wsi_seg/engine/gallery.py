@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy import ndimage
 
+from wsi_seg.columns import array_of
 from wsi_seg.engine.planning import reopen
 from wsi_seg.export.overview import Outline, Sample, draw_overview
 from wsi_seg.geometry import Box
@@ -39,7 +40,7 @@ class Gallery:
 
     def count(self, nuclei: pa.Table) -> None:
         """Add these nuclei to the density."""
-        x, y = nuclei.column("anchor_x_mp").to_numpy(), nuclei.column("anchor_y_mp").to_numpy()
+        x, y = (array_of(nuclei.column(name)) for name in ("anchor_x_mp", "anchor_y_mp"))
         np.add.at(self._counts, ((y / self._cell_mp[0]).astype(np.intp), (x / self._cell_mp[1]).astype(np.intp)), 1)
 
     def draw(self, path: Path, tables: Tables) -> None:
@@ -115,10 +116,11 @@ def _outlines_in(table: pa.Table, region_mp: Box, scale_l0: float) -> Iterator[t
     polygons_l0 = table.column("polygon_l0").combine_chunks()
     if not len(polygons_l0):
         return
-    offsets = (polygons_l0.offsets.to_numpy() - polygons_l0.offsets[0].as_py()) // 2
-    points = polygons_l0.flatten().to_numpy().reshape(-1, 2) / (10 * scale_l0) - [region_mp.x0, region_mp.y0]
+    ends = array_of(polygons_l0.offsets)
+    offsets = (ends - ends[0]) // 2
+    points = array_of(polygons_l0.flatten()).reshape(-1, 2) / (10 * scale_l0) - [region_mp.x0, region_mp.y0]
     low, high = np.minimum.reduceat(points, offsets[:-1]), np.maximum.reduceat(points, offsets[:-1])
-    class_ids = table.column("class_id").to_numpy()
+    class_ids = array_of(table.column("class_id"))
     size = region_mp.width, region_mp.height
     for k in np.flatnonzero((high > 0).all(axis=1) & (low < size).all(axis=1)):
         yield points[offsets[k] : offsets[k + 1]], int(class_ids[k])

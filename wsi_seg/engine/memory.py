@@ -2,8 +2,8 @@
 
 A worker of a slide holds, whatever the slide's size and the number of its nuclei:
 
-- itself: Python, the libraries, compiled code and the weights, as measured once the model is loaded;
-- what comes with the work: a reader's tiles, the rows that are written at once (`_BESIDES`);
+- itself: Python, the libraries and the weights, as measured once the model is loaded;
+- what comes with the work: compiled code, a reader's tiles, the rows that are written at once (`_BESIDES`);
 - the layers of a forward pass, `_FORWARD` times what is alive of them at once, since malloc leaves gaps between them;
 - tiles and maps on their way, for each of its jobs `_AHEAD` times as many as the network computes at once;
 - for each of its jobs the maps and labels of a block's window, `_PER_PX` bytes per pixel;
@@ -29,7 +29,7 @@ from wsi_seg.process import machine_bytes
 DEFAULT_BLOCK_PX: dict[Device, int] = {"cpu": 2048, "cuda": 4096}
 DEFAULT_BATCH: dict[Device, int] = {"cpu": 1, "cuda": 8}
 BANDS_PX = (24576, 12288, 8192, 4096, 2048, 1024, 512)  # what is not kept at their borders is computed twice
-_BESIDES = 450e6
+_BESIDES = 550e6
 _PER_PX = 10  # of a window, and 1 more for each map
 _FORWARD = 2.0
 _AHEAD = 3  # see `inference.MapSource`: two on their way through the network, one that is read

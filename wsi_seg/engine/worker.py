@@ -117,10 +117,10 @@ class Worker:
         prepare_for_computing()
         trial.get_ready()
         bundle = find_bundle(options.model)
-        kernels = ThreadPoolExecutor(1).submit(load_kernels, bundle.spec)  # while the network is loaded
         network = load_onto(bundle, options.device, options.backend, options.memory)
-        kernels.result()
         need, sizes = _fitting(network, options)
+        # while the first tiles are read and computed; what is wrong with it, the first block finds as well
+        ThreadPoolExecutor(1).submit(load_kernels, bundle.spec)
         if network.device == "cuda":  # what gives it work waits for Python after each step while jobs compute in it
             sys.setswitchinterval(_SWITCH_S)
         self.info = WorkerInfo(

@@ -18,6 +18,7 @@ import numba
 import numpy as np
 import pyarrow as pa
 
+from wsi_seg.columns import array_of
 from wsi_seg.config import ClassSpec
 from wsi_seg.records import Measure, UInt8Array
 
@@ -127,14 +128,14 @@ class _Template:
         """Return the features as text, separated by commas."""
         polygons = nuclei.column("polygon_l0").combine_chunks()
         polygons = polygons.chunk(0) if isinstance(polygons, pa.ChunkedArray) else polygons
-        offsets = polygons.offsets.to_numpy().astype(np.int64)
-        values = polygons.values.to_numpy()
+        offsets = array_of(polygons.offsets).astype(np.int64)
+        values = array_of(polygons.values)
         scaled = np.zeros((len(nuclei), len(measures)), np.int64)
         for k, measured in enumerate(measures):
-            column = nuclei.column(measured.column).to_numpy().astype(np.float64)
+            column = array_of(nuclei.column(measured.column)).astype(np.float64)
             scaled[:, k] = np.rint(np.nan_to_num(column) * 10**measured.decimals)
         decimals = np.array([m.decimals for m in measures], np.int64)
-        class_ids = nuclei.column("class_id").to_numpy()
+        class_ids = array_of(nuclei.column("class_id"))
         size = len(nuclei) * (len(self._text) + uuids.shape[1] + 24 * (len(measures) + 4)) + 13 * (
             int(offsets[-1] - offsets[0]) + 2 * len(nuclei)
         )

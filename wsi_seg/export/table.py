@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from wsi_seg.columns import numbers, strings
 from wsi_seg.config import ClassSpec
 from wsi_seg.records import UInt8Array
 
@@ -24,7 +25,8 @@ class TableWriter:
     """
 
     def __init__(self, path: Path, schema: pa.Schema, classes: Sequence[ClassSpec], metadata: dict[str, str]) -> None:
-        self._classes = pa.array([c.name for c in classes])
+        names = [c.name.encode() for c in classes]
+        self._classes = strings(b"".join(names), [len(name) for name in names])
         rest = [field for field in schema if field.name not in _INTERNAL]
         head = [pa.field("label", pa.uint32()), pa.field("id", pa.string()), pa.field("class", pa.string())]
         self._schema = pa.schema([*head, *rest], metadata=metadata)
@@ -37,8 +39,8 @@ class TableWriter:
     def write(self, nuclei: pa.Table, first_label: int, uuids: UInt8Array) -> None:
         """Append nuclei with labels first_label, first_label + 1, ...; uuids: (n, 36) uint8 ASCII."""
         columns = {
-            "label": pa.array(np.arange(first_label, first_label + len(nuclei), dtype=np.uint32)),
-            "id": _strings(uuids),
+            "label": numbers(np.arange(first_label, first_label + len(nuclei)), pa.uint32()),
+            "id": strings(np.ascontiguousarray(uuids), [uuids.shape[1]] * len(uuids)),
             "class": self._classes.take(nuclei.column("class_id").combine_chunks()),
         }
         rows = [columns[name] if name in columns else nuclei.column(name) for name in self._schema.names]
@@ -48,9 +50,3 @@ class TableWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.close()
-
-
-def _strings(text: UInt8Array) -> pa.Array:
-    """(n, width) uint8 ASCII -> n strings."""
-    offsets = np.arange(len(text) + 1, dtype=np.int32) * text.shape[1]
-    return pa.StringArray.from_buffers(len(text), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(text)))
