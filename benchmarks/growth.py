@@ -11,7 +11,10 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks.mosaic import write_slide
 from benchmarks.tables import write_table
@@ -20,8 +23,8 @@ from benchmarks.throughput import MODEL, in_process
 SIDES = (4, 8, 16, 32)
 
 
-def one_row(folder: Path, side: int) -> str:
-    """Run a slide of side x side Mpx; return its row of the table."""
+def measured(folder: Path, side: int) -> tuple[str, int, float]:
+    """Run a slide of side x side Mpx; return its row of the table, its tiles and the seconds."""
     slide, out = write_slide(folder / f"{side}.tiff", side, side), folder / "out"
     program = [str(Path(sys.executable).with_name("wsi-seg")), "run", str(slide), "--model", MODEL, "--out", str(out)]
     seconds = in_process([*program, "--executor", "local", "--device", "cpu"]).seconds
@@ -29,10 +32,20 @@ def one_row(folder: Path, side: int) -> str:
     shutil.rmtree(out)
     slide.unlink()
     mpx, tiles = side * side, record["counts"]["tiles"]
-    return (
-        f"| {mpx} Mpx | {record['counts']['nuclei']:,} | {tiles} | {seconds:.0f} s | {seconds / mpx:.3f} s "
+    row = (
+        f"| {mpx} Mpx | {record['counts']['nuclei']:,} | {tiles} | {seconds:.1f} s | {seconds / mpx:.3f} s "
         f"| {seconds / tiles:.3f} s | {record['peak_memory_mb']:.0f} MB |"
     )
+    return row, tiles, seconds
+
+
+def straight_line(tiles: Sequence[int], seconds: Sequence[float]) -> str:
+    """Say which straight line the runs lie on, with the least squares of the relative errors, and how far beside it."""
+    taken = np.asarray(seconds)
+    once, each = np.linalg.lstsq(np.stack([1 / taken, tiles / taken], axis=1), np.ones_like(taken))[0]
+    beside = np.abs((once + each * np.asarray(tiles)) / taken - 1).max()
+    line = f"On a straight line: {once:.1f} s for start and end, {each:.3f} s for each tile"
+    return f"{line}; at most {beside:.1%} beside it."
 
 
 def main() -> None:
@@ -43,10 +56,15 @@ def main() -> None:
         "| tissue | nuclei | tiles | seconds | per Mpx | per tile | peak memory |",
         "|---|---|---|---|---|---|---|",
     ]
+    runs = []
     with tempfile.TemporaryDirectory() as folder:
         for side in sides:
-            lines.append(one_row(Path(folder), side))
-            print(lines[-1], flush=True)
+            row, *run = measured(Path(folder), side)
+            runs.append(run)
+            lines.append(row)
+            print(row, flush=True)
+    lines += ["", straight_line(*zip(*runs, strict=True))]
+    print(lines[-1])
     if tuple(sides) == SIDES:
         write_table("growth", "\n".join(lines))
 

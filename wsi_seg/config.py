@@ -105,10 +105,14 @@ class Separation(Strict):
 
 
 class Weights(Strict):
-    """The weights' file beside model.yaml and its hash."""
+    """The weights' file beside model.yaml and its hash.
+
+    form: torch, the parameters of the architecture; openvino-int8, a whole network for OpenVINO in 8-bit integers.
+    """
 
     file: str = "weights.safetensors"
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    form: Literal["torch", "openvino-int8"] = "torch"
 
 
 class Score(Strict):
@@ -197,6 +201,11 @@ class ModelSpec(NetworkSpec):
     training_data: tuple[str, ...]
     scores: tuple[Score, ...] = ()
 
+    @property
+    def quantised(self) -> bool:
+        """Whether the weights are 8-bit integers for OpenVINO alone."""
+        return self.weights.form == "openvino-int8"
+
 
 T = TypeVar("T", bound=BaseModel)
 Measurements = Literal["none", "basic", "full"]
@@ -219,7 +228,7 @@ class RunSettings(Strict):
     tissue: Literal["auto", "all"] = "auto"
     qupath_bounds: bool = True
     stain: StainProfile | None = None
-    precision: Literal["bf16", "fp16", "fp32"] = "fp32"
+    precision: Literal["int8", "bf16", "fp16", "fp32"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
     backend: Literal["torch", "openvino"] = "torch"
 

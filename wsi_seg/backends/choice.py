@@ -24,6 +24,7 @@ log = logging.getLogger("wsi_seg")
 
 # Architectures in which OpenVINO finds the nuclei that torch finds, as tests/backends shows; others must be asked for.
 PROVEN = ("effunetpp",)
+_UNQUANTISED = "use the model that it was made from"
 _SHARE = 0.25  # of the memory that there is, which the layers may take at most
 
 
@@ -88,7 +89,7 @@ def load_early(model: str, device: DeviceChoice, backend: BackendChoice) -> None
         from wsi_seg.backends.conversion import converted_file
         from wsi_seg.backends.openvino import OpenVinoNetwork
 
-        if converted_file(bundle).is_file():
+        if bundle.spec.quantised or converted_file(bundle).is_file():
             prepare_for_computing()
             threads = ThreadPoolExecutor(1)
             _begun[_key(bundle, device, backend)] = threads.submit(OpenVinoNetwork.load, bundle, _bound(None))
@@ -123,16 +124,25 @@ def load_onto(
     return TorchNetwork.load(bundle, chosen)
 
 
+def for_scoring(spec: ModelSpec) -> BackendChoice:
+    """Return the backend with which a model is tuned and scored: torch, the same on every machine, if it can."""
+    return "openvino" if spec.quantised else "torch"
+
+
 def uses_openvino(spec: ModelSpec, device: Device, backend: BackendChoice) -> bool:
     """Tell whether OpenVINO computes, and not torch; UsageError where what is asked for is not to be had."""
     check_choice(backend, BackendChoice, "--backend")
-    installed = importlib.util.find_spec("openvino") is not None
-    if backend != "openvino":
+    installed, quantised = importlib.util.find_spec("openvino") is not None, spec.quantised
+    if quantised and backend == "torch":
+        raise UsageError(f"--backend torch: {spec.name} is quantised for OpenVINO; {_UNQUANTISED}")
+    if backend != "openvino" and not quantised:
         return backend == "auto" and device == "cpu" and installed and spec.architecture in PROVEN
+    who = f"--model {spec.name}" if quantised else "--backend openvino"
     if not installed:
-        raise UsageError("--backend openvino: OpenVINO is not installed; pip install 'wsi-seg[openvino]'")
+        raise UsageError(f"{who}: OpenVINO is not installed; pip install 'wsi-seg[openvino]'")
     if device != "cpu":
-        raise UsageError("--backend openvino computes on CPUs; add --device cpu, or use --backend torch")
+        otherwise = _UNQUANTISED if quantised else "use --backend torch"
+        raise UsageError(f"{who} computes on CPUs; add --device cpu, or {otherwise}")
     if dimensions_of(spec.architecture) != 2:
         raise UsageError("--backend openvino: takes no models of volumes; use --backend torch")
     return True

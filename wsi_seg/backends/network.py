@@ -12,7 +12,7 @@ from wsi_seg.stopwatch import Stopwatch
 
 Device = Literal["cpu", "cuda"]
 DeviceChoice = Literal["auto", "cpu", "cuda"]
-Precision = Literal["bf16", "fp16", "fp32"]
+Precision = Literal["int8", "bf16", "fp16", "fp32"]
 Backend = Literal["torch", "openvino"]
 BackendChoice = Literal["auto", "torch", "openvino"]
 

@@ -13,6 +13,7 @@ from openvino.preprocess import PrePostProcessor
 from wsi_seg.backends.conversion import LAYER_BYTES, converted
 from wsi_seg.backends.network import Backend, Device, Network, Precision
 from wsi_seg.backends.priority import PriorityThreads
+from wsi_seg.backends.quantised import unpacked
 from wsi_seg.bundles import Bundle
 from wsi_seg.config import ModelSpec
 from wsi_seg.errors import ModelError
@@ -60,7 +61,8 @@ class OpenVinoNetwork(Network):
         # unpinned, since other threads work between, which would have to wait for pinned ones
         how = {"NUM_STREAMS": self.lanes, "INFERENCE_NUM_THREADS": self.lanes, "ENABLE_CPU_PINNING": False}
         self._model = _CORE.compile_model(model, "CPU", how)
-        self.precision = _PRECISIONS[self._model.get_property("INFERENCE_PRECISION_HINT").to_string()]
+        besides = _PRECISIONS[self._model.get_property("INFERENCE_PRECISION_HINT").to_string()]
+        self.precision = "int8" if spec.quantised else besides
         self._lanes = PriorityThreads(self.lanes)
         self._requests = SimpleQueue[ov.InferRequest]()  # whose buffers are used again
         for _ in range(self.lanes):
@@ -69,12 +71,7 @@ class OpenVinoNetwork(Network):
     @classmethod
     def load(cls, bundle: Bundle, bound: float) -> Self:
         """Load a bundle; ModelError where OpenVINO cannot take it."""
-        file = converted(bundle)
-        try:
-            model = _CORE.read_model(file)
-        except RuntimeError:
-            raise ModelError(f"{file}: is damaged; remove it, and it is made again") from None
-        return cls(bundle.spec, model, bound)
+        return cls(bundle.spec, _read(bundle), bound)
 
     def submit(self, tiles: UInt8Array, watch: Stopwatch, order: int = 0) -> Future[UInt8Array]:
         return self._lanes.submit(order, self._maps_of, tiles, watch)
@@ -97,3 +94,16 @@ class OpenVinoNetwork(Network):
 
     def layer_bytes(self) -> int:
         return round(self.lanes * self._lane_bytes)
+
+
+def _read(bundle: Bundle) -> ov.Model:
+    if bundle.spec.quantised:
+        try:
+            return _CORE.read_model(*unpacked(bundle.weights_path))
+        except RuntimeError:
+            raise ModelError(f"{bundle.weights_path}: is no network that this OpenVINO can read; update it") from None
+    file = converted(bundle)
+    try:
+        return _CORE.read_model(file)
+    except RuntimeError:
+        raise ModelError(f"{file}: is damaged; remove it, and it is made again") from None

@@ -28,6 +28,7 @@ _COMMANDS = {
     "evaluate": ("wsi_seg.cli.evaluate:evaluate", "Score a model on annotated images."),
     "compare": ("wsi_seg.cli.compare:compare", "Score several models on the same images."),
     "tune": ("wsi_seg.cli.tune:tune", "Choose the thresholds of a model on annotated images."),
+    "quantise": ("wsi_seg.cli.quantise:quantise", "Make a model faster on CPUs, in 8-bit integers."),
     "demo": ("wsi_seg.cli.demo:demo", "Build a small real slide and run on it."),
 }
 _RESUMING = ("run", "retry", "train", "demo")

@@ -21,6 +21,8 @@ PACKAGES = (
     *("tiatoolbox", "zarr", "numcodecs", "pyarrow", "dask", "ray"),
 )
 """What reads, computes and writes: its versions are recorded with results, and are one on all nodes of a cluster."""
+# of model.yaml; what the weights are follows from their hash
+_NO_MATTER: Any = {**dict.fromkeys(("description", "licence", "training_data", "scores"), True), "weights": {"form"}}
 
 
 def identity_of(
@@ -33,7 +35,7 @@ def identity_of(
     identity = {
         "wsi_seg": version("wsi-seg"),
         "slide": slide,
-        "model": model.model_dump(exclude={"description", "licence", "training_data", "scores"}),
+        "model": model.model_dump(exclude=_NO_MATTER),
         "settings": settings.model_dump(exclude={"block_px"}),
     }
     return dict(json.loads(json.dumps(identity)))

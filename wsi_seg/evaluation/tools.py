@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_seg.api import load_model
-from wsi_seg.backends import DeviceChoice
+from wsi_seg.backends import DeviceChoice, for_scoring
 from wsi_seg.bundles import SPEC_FILE, Bundle, find_bundle, shipped_names
 from wsi_seg.config import ModelSpec
 from wsi_seg.dataset import Item, read_classes
@@ -63,7 +63,8 @@ def check_tool(tool: str, items: Sequence[Item]) -> None:
 
 def run_model(model: str, items: Sequence[Item], device: DeviceChoice, seen: Seen | None = None) -> Result:
     """Load a model and evaluate it."""
-    return Result(model, find_bundle(model), evaluate(load_model(model, device, "torch"), items, seen))
+    bundle = find_bundle(model)
+    return Result(model, bundle, evaluate(load_model(model, device, for_scoring(bundle.spec)), items, seen))
 
 
 def run_labels(folder: str, items: Sequence[Item], seen: Seen | None = None) -> Result:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 State = Mapping[str, "torch.Tensor"]
 IMAGENET = "imagenet"
-_HEAD = "segmentation_head."  # the last layer, by whatever architecture
+HEAD = "segmentation_head."  # the last layer, by whatever architecture
 _HUB_SECONDS = 5.0  # the hub's own client would go on trying for minutes
 
 
@@ -31,8 +31,11 @@ def load_weights(
     Returns the names of the parameters that were kept.
     """
     path, spec = bundle.weights_path, bundle.spec
+    if spec.quantised:
+        fact = f"model {spec.name}: its weights are a network for OpenVINO alone"
+        raise ModelError(f"{fact}; use the model that it was made from")
     own, weights = network.state_dict(), _read(path)
-    kept = [name for name in own if name.startswith(_HEAD) and name in weights] if remake_head else []
+    kept = [name for name in own if name.startswith(HEAD) and name in weights] if remake_head else []
     try:
         network.load_state_dict({**weights, **{name: own[name] for name in kept}})
     except RuntimeError as error:
