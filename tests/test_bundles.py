@@ -10,8 +10,10 @@ import pytest
 import yaml
 from safetensors.numpy import save
 
-from wsi_seg.bundles import bundles_folder, find_bundle, read_bundle, shipped_names, start_of
-from wsi_seg.errors import ModelError
+from tests.conftest import full_disk
+from wsi_seg.bundles import bundles_folder, find_bundle, read_bundle, shipped_names, start_of, write_separation
+from wsi_seg.config import Separation
+from wsi_seg.errors import ModelError, OutputError
 from wsi_seg.nets import load_network
 
 WEIGHTS = save({"x": np.zeros(3, np.float32)})
@@ -177,3 +179,11 @@ def test_a_folder_of_something_else_takes_no_name_away(tmp_path: Path, monkeypat
         find_bundle(Path("effunetpp"))
     monkeypatch.chdir(bundles_folder())
     assert find_bundle("effunetpp").spec.name == "effunetpp", "where both are the same, nothing is in doubt"
+
+
+def test_a_full_disk_leaves_the_thresholds(folder: Path) -> None:
+    before = (folder / "model.yaml").read_text()
+    with full_disk(), pytest.raises(OutputError, match=r"tiny/model\.yaml: cannot be written .* stays as it was;"):
+        write_separation(folder, Separation(probability=0.6))
+    assert (folder / "model.yaml").read_text() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["model.yaml", "weights.safetensors"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +13,14 @@ import tifffile
 from PIL import Image
 
 from wsi_seg.annotations.pictures import read_rgb
-from wsi_seg.dataset import open_dataset
+from wsi_seg.config import ClassSpec
+from wsi_seg.dataset import class_values, open_dataset
 from wsi_seg.errors import SlideOpenError, UsageError
 from wsi_seg.geometry import Box
 from wsi_seg.pixels import rgb_of
 from wsi_seg.prepare import read_image
 from wsi_seg.slides.image_reader import ImageSlide
+from wsi_seg.volume_dataset import open_volumes
 
 
 @pytest.fixture
@@ -203,3 +208,105 @@ def test_mistakes_in_the_folder_are_named(folder: Path) -> None:
     (folder / "masks" / "b.png").write_bytes(b"no picture")
     with pytest.raises(UsageError, match="cannot be read as a picture"):
         open_dataset(folder, mpp=0.25)
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "said"),
+    [
+        ("labels/a.png", np.ones((20, 30, 3), np.uint8), "has 3 channels (Pillow mode RGB); expected one number per"),
+        ("masks/b.png", np.ones((20, 30, 2), np.uint8), "has 2 channels (Pillow mode LA); expected one number per"),
+        ("types/a.png", np.ones((20, 30, 4), np.uint8), "has 4 channels (Pillow mode RGBA); expected one number per"),
+        ("types/b.png", np.ones((20, 25), np.uint8), "is 25 x 20 px, but its image is 30 x 20 px; an annotation"),
+    ],
+)
+def test_what_the_head_of_an_annotation_tells_is_told_at_once(folder: Path, path: str, values: Any, said: str) -> None:
+    """Else the images of validation and test fail after hours of training."""
+    (folder / "types").mkdir()
+    Image.fromarray(values).save(folder / path)
+    with pytest.raises(UsageError, match=re.escape(f"{folder / path}: {said}")):
+        open_dataset(folder, mpp=0.25)
+
+
+def test_indices_of_a_palette_are_one_channel(folder: Path) -> None:
+    (folder / "types").mkdir()
+    picture = Image.fromarray(np.full((20, 30), 2, np.uint8))
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    for path in ("labels/a.png", "types/a.png"):
+        picture.save(folder / path)
+    item = open_dataset(folder, mpp=0.25)[0]
+    assert np.unique(item.read_labels()).tolist() == np.unique(np.asarray(item.read_types())).tolist() == [2]
+
+
+def test_a_mask_is_no_label_image(folder: Path) -> None:
+    """Its nuclei would be one; a single nucleus may have any number."""
+    path, item = folder / "labels" / "a.png", open_dataset(folder, mpp=0.25)[0]
+    mask = (np.asarray(Image.open(path)) > 0).astype(np.uint8)
+    Image.fromarray(mask * 255).save(path)
+    with pytest.raises(UsageError, match=r"a\.png: has one label, 255, in 2 pieces.*put it into masks/"):
+        item.read_labels()
+    mask[12:] = 0
+    Image.fromarray(mask * 255).save(path)
+    assert np.unique(item.read_labels()).tolist() == [0, 255]
+
+
+def test_one_label_in_pieces_is_doubted_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, item = folder / "labels" / "a.png", open_dataset(folder, mpp=0.25)[0]
+    Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8)).save(path)
+    with caplog.at_level(logging.WARNING, "wsi_seg"):
+        assert [item.read_labels().max() for _ in range(3)] == [1, 1, 1]
+    (message,) = caplog.messages
+    assert "has one label, 1, in 2 pieces, which would be one nucleus; if it is a mask, put it into masks/" in message
+
+
+def test_a_mask_is_no_label_image_of_a_volume(tmp_path: Path) -> None:
+    mask = np.zeros((4, 20, 30), np.uint8)
+    mask[:, 2:8, 2:8], mask[:, 12:18, 20:28] = 255, 255
+    for part in ("volumes", "labels"):
+        (tmp_path / part).mkdir()
+        tifffile.imwrite(tmp_path / part / "a.tif", mask, photometric="minisblack", metadata={"axes": "ZYX"})
+    item = open_volumes(tmp_path, 1.0)[0]
+    with pytest.raises(UsageError, match=r"a\.tif: has one label, 255, in 2 pieces.*put it into masks/"):
+        item.read_labels()
+
+
+def classes(**values: tuple[int, ...]) -> list[ClassSpec]:
+    return [ClassSpec(name=name, color=(1, 2, 3), values=own) for name, own in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("table", "given", "expected"),
+    [
+        ("1,tumor\n2,stroma\n", {"tumor": (3, 4), "stroma": (2,)}, ((1,), (2,))),
+        ("1,tumor\n2,stroma\n", {"tumor": (2,), "stroma": (1,)}, ((1,), (2,))),
+        ("1,Tumor\n2,stroma\n", {"tumor": (1,), "stroma": ()}, ((1,), (2,))),  # of a name that the table lacks
+        ("1,tumor\n2,tumor\n", {"tumor": (2, 1)}, ((2, 1),)),
+        ("1,1\n2,2\n", {"tumor": (3, 4), "stroma": (2,)}, ((3, 4), (2,))),
+        ("", {"tumor": (3, 4), "stroma": (2,)}, ((3, 4), (2,))),
+        ("", {"tumor": (), "stroma": ()}, ((1,), (2,))),
+    ],
+)
+def test_the_names_of_the_data_go_before_the_values_of_a_model(
+    folder: Path, table: str, given: dict[str, tuple[int, ...]], expected: object
+) -> None:
+    """Its values are the numbers of the data that it has learned from."""
+    if table:
+        (folder / "classes.csv").write_text(f"type,name\n{table}")
+    assert class_values(folder / "types" / "a.png", classes(**given)) == expected
+
+
+def test_values_that_differ_from_the_table_are_told_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "classes.csv").write_text("type,name\n1,tumor\n2,stroma\n")
+    with caplog.at_level(logging.WARNING, "wsi_seg"):
+        for name in "ab":
+            class_values(folder / "types" / f"{name}.png", classes(tumor=(3, 4), stroma=(2,)))
+    (message,) = caplog.messages
+    assert "classes.csv: tumor is 1 here and 3, 4 by `values`: what the table says is taken" in message
+
+
+def test_values_of_other_data_do_not_name_what_a_table_lacks(folder: Path) -> None:
+    """That class 2 is stroma in them says nothing of the 2 here, which may be anything."""
+    (folder / "classes.csv").write_text("type,name\n1,tumor\n2,blood\n")
+    with pytest.raises(
+        UsageError, match=r"no class 'stroma'.* of which tumor is 1 here and 3, 4 by `values`: these are of other data"
+    ):
+        class_values(folder / "types" / "a.png", classes(tumor=(3, 4), stroma=(2,)))

@@ -252,16 +252,14 @@ def test_dice_of_classes_leaves_background_out() -> None:
 def test_a_class_that_is_in_neither_image_is_perfect() -> None:
     assert metrics.class_overlap(EMPTY, ONE, [2, 3]) == {2: (0, 0), 3: (0, 2)}
     assert metrics.class_overlap(EMPTY, ONE, []) == {}
-    found = metrics.class_detection(EMPTY, EMPTY, ONE, ONE, [2, 3])
-    assert (found[2].f1, found[3].f1) == (1.0, 0.0)
+    assert metrics.class_matches(EMPTY, EMPTY, ONE, ONE, [2, 3]) == {2: (0, 0), 3: (0, 1)}
 
 
 def test_a_nucleus_is_of_the_class_of_most_of_its_pixels() -> None:
     """Cut up by its classes it would match none."""
     labels, types = row(1, 1, 1, 2, 2, 0), row(1, 2, 2, 1, 0, 0)
     for drawn, called in ((types, types), (row(2, 2, 2, 1, 1, 0), types), (types, row(2, 2, 2, 1, 1, 0))):
-        found = metrics.class_detection(labels, drawn, labels, called, [1, 2])
-        assert {number: rates.f1 for number, rates in found.items()} == {1: 1.0, 2: 1.0}
+        assert metrics.class_matches(labels, drawn, labels, called, [1, 2]) == {1: (2, 2), 2: (2, 2)}
 
 
 @pytest.mark.parametrize(
@@ -269,7 +267,7 @@ def test_a_nucleus_is_of_the_class_of_most_of_its_pixels() -> None:
     [
         *(metrics.aji, metrics.panoptic, metrics.centroid_detection, metrics.pixel_scores),
         lambda truth, found: metrics.class_overlap(truth, found, [1]),
-        lambda truth, found: metrics.class_detection(truth, truth, found, found, [1]),
+        lambda truth, found: metrics.class_matches(truth, truth, found, found, [1]),
     ],
 )
 def test_images_of_two_shapes_are_refused(score: Any) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from wsi_seg.architectures import check_sides
 from wsi_seg.config import ModelSpec, Separation, check, read_yaml
-from wsi_seg.errors import ModelError, UsageError, suggest
+from wsi_seg.errors import ModelError, OutputError, UsageError, suggest
 from wsi_seg.files import replacing
 
 SPEC_FILE = "model.yaml"
@@ -80,8 +80,12 @@ def write_separation(folder: Path, separation: Separation) -> Path:
     """Put other thresholds into a bundle's model.yaml; return its path. All else in it stays, comments excepted."""
     path = folder / SPEC_FILE
     values = read_yaml(path) | {"separation": separation.model_dump()}
-    with replacing(path) as file:
-        file.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+    try:
+        with replacing(path) as file:
+            file.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+    except OSError as error:
+        fact = f"cannot be written ({error.strerror}), and stays as it was"
+        raise OutputError(f"{path}: {fact}; make room and run the command again") from None
     return path
 
 

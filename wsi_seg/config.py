@@ -31,8 +31,8 @@ class Strict(BaseModel):
 class ClassSpec(Strict):
     """One class of objects as the outputs name and colour it.
 
-    values: what the types of a dataset call it, when a model is trained or scored; without them those of its name in
-    the dataset's classes.csv, and where there is none class k is value k.
+    values: what the types of a dataset call it, when a model is trained or scored, where its classes.csv has no such
+    name or is not there; without either class k is value k.
     """
 
     name: str = Field(min_length=1)

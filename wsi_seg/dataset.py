@@ -11,12 +11,13 @@ DATA/items.csv               optional: name, group, source, mpp, licence; withou
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +28,15 @@ from wsi_seg.config import ClassSpec
 from wsi_seg.errors import UsageError, suggest
 from wsi_seg.pixels import depth_problem, rgb_of, stored_size
 
+log = logging.getLogger("wsi_seg")
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "TIFF")
 """What Pillow may take a picture for, whatever its name; others, such as EPS, start programs."""
 ITEM_COLUMNS = ("name", "group", "source", "mpp", "licence")
 _TOO_LARGE = "has too many pixels to be read whole; cut it into smaller images"
+_MASK_VALUE = 255  # foreground in most masks, and hardly ever the only nucleus of a label image
+_warned: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,13 @@ class Item:
             return read_rgb(self.image, image)
 
     def read_labels(self) -> npt.NDArray[np.int32]:
-        """Return (H, W) int32; components of a binary mask, of which a palette is looked up, get a number each."""
+        """Return (H, W) int32; components of a binary mask, of which a palette is looked up, get a number each.
+
+        UsageError where a mask is given as labels, see `check_labels`.
+        """
         with Image.open(self.labels, formats=FORMATS) as image:
             if self.instances:
-                return np.asarray(image).astype(np.int32)
+                return check_labels(self.labels, np.asarray(image).astype(np.int32))
             # the index of white may be 0
             values = np.asarray(image.convert("RGB")).max(axis=2) if image.mode in ("P", "PA") else np.asarray(image)
         return np.asarray(ndimage.label(values > 0)[0], np.int32)
@@ -79,6 +87,38 @@ def types_of(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if values.size and values.max() > 255:
         raise UsageError(f"{path}: has the type {values.max()}; expected 0 to 255: number the classes from 1")
     return values.astype(np.uint8)
+
+
+def check_labels(path: Path, labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return the labels of a dataset; UsageError where they are a mask, a warning where they may be one."""
+    doubt = doubt_one_label(path, labels, "if it is a mask, put it into masks/, and not into labels/")
+    if doubt:
+        _warn_once(path.parent, doubt)
+    return labels
+
+
+def doubt_one_label(path: Path, labels: npt.NDArray[np.int32], advice: str) -> str:
+    """Return why labels may be a mask, "" where they are none: one in several pieces, so its nuclei would become one.
+
+    Raises UsageError where that label is what most masks have. advice: what to do with a mask.
+    """
+    value, found = int(labels.max(initial=0)), labels > 0
+    if value == 0 or (labels[found] != value).any():
+        return ""
+    pieces = ndimage.label(found, np.ones((3,) * labels.ndim))[1]  # over corners, too
+    if pieces < 2:
+        return ""
+    fact = f"{path}: has one label, {value}, in {pieces} pieces, which would be one nucleus"
+    if value == _MASK_VALUE:
+        raise UsageError(f"{fact}; expected a label per nucleus: {advice}")
+    return f"{fact}; {advice}"
+
+
+def _warn_once(about: Path, warning: str) -> None:
+    """Log a warning, one for each file or folder that it is about: training reads a dataset again and again."""
+    if about not in _warned:
+        _warned.add(about)
+        log.warning("%s", warning)
 
 
 def read_rgb(path: Path, image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -114,13 +154,8 @@ def _item(root: Path, image: Path, facts: dict[str, str], mpp: float | None) -> 
         labels, instances = root / "masks" / f"{image.stem}.png", False
     if not labels.is_file():
         raise UsageError(f"{image}: has no annotation; expected labels/{image.stem}.png or masks/{image.stem}.png")
-    (width, height), (columns, rows) = _size(image, eight_bit=True), _size(labels)
-    if (width, height) != (columns, rows):
-        raise UsageError(
-            f"{labels}: is {columns} x {rows} px, but its image is {width} x {height} px; "
-            "an annotation covers its image pixel for pixel"
-        )
     types = root / "types" / f"{image.stem}.png"
+    _check_heads(image, (labels, types) if types.is_file() else (labels,))
     return Item(
         name=image.stem,
         image=image,
@@ -134,13 +169,40 @@ def _item(root: Path, image: Path, facts: dict[str, str], mpp: float | None) -> 
     )
 
 
-def _size(path: Path, *, eight_bit: bool = False) -> tuple[int, int]:
-    """Return (width, height) of a picture, of which no pixel is read."""
+class _Head(NamedTuple):
+    """What the head of a picture's file says; problem: why its depth is refused for an image, else ""."""
+
+    size: tuple[int, int]
+    mode: str
+    channels: int
+    problem: str
+
+
+def _check_heads(image: Path, annotations: Sequence[Path]) -> None:
+    """Raise UsageError unless each annotation has one number for each pixel of its image; no pixel is read."""
+    head = _head(image)
+    if head.problem:
+        raise UsageError(f"{image}: {head.problem}")
+    for path in annotations:
+        own = _head(path)
+        if own.size != head.size:
+            (columns, rows), (width, height) = own.size, head.size
+            raise UsageError(
+                f"{path}: is {columns} x {rows} px, but its image is {width} x {height} px; "
+                "an annotation covers its image pixel for pixel"
+            )
+        looked_up = own.mode == "PA" and path.parent.name == "masks"  # so that one channel is left
+        if own.channels > 1 and not looked_up:
+            raise UsageError(
+                f"{path}: has {own.channels} channels (Pillow mode {own.mode}); expected one number per pixel: save "
+                "the numbers themselves, not a picture of them"
+            )
+
+
+def _head(path: Path) -> _Head:
     try:
         with Image.open(path, formats=FORMATS) as picture:
-            if eight_bit and (problem := depth_problem(picture)):
-                raise UsageError(f"{path}: {problem}")
-            return stored_size(picture)
+            return _Head(stored_size(picture), picture.mode, len(picture.getbands()), depth_problem(picture))
     except Image.DecompressionBombError:
         raise UsageError(f"{path}: {_TOO_LARGE}") from None
     except OSError as error:
@@ -178,21 +240,56 @@ def mpp_of(image: Path, facts: Mapping[str, str], mpp: float | None) -> float:
 def class_values(types: Path, classes: Sequence[ClassSpec]) -> tuple[tuple[int, ...], ...]:
     """Return the values in a dataset's types, of which one file is given, that mean class 1, 2 ...
 
-    They are those that a class has, or else those of its name in classes.csv, or else, where there is none, 1, 2 ...
+    They are those of its name in classes.csv; where there is no such name or table, those that the class has itself,
+    which may be of another dataset; and without a table, where the class has none, 1, 2 ...
     """
     path = types.parents[1] / "classes.csv"
     named = read_classes(path)
+    others = [own for own in classes if _differs(own, named)]
     for own in classes if named else ():
-        if not own.values and own.name not in named:
-            raise UsageError(
-                f"{path}: has no class {own.name!r}{suggest(own.name, named)}; it has {', '.join(named)}: call the "
-                "class so, or give it the `values` that mean it"
-            )
-    values = tuple(own.values or named.get(own.name, (k,)) for k, own in enumerate(classes, start=1))
+        if own.name not in named:
+            _check_unnamed(path, own, named, others)
+    if others:
+        told = [
+            f"{own.name} is {_listed(named[own.name])} here and {_listed(own.values)} by `values`" for own in others
+        ]
+        _warn_once(path, f"{path}: {'; '.join(told)}: what the table says is taken")
+    values = tuple(
+        named[own.name] if own in others else own.values or named.get(own.name, (k,))
+        for k, own in enumerate(classes, start=1)
+    )
     if sum(map(len, values)) > len({value for own in values for value in own}):
-        where = path if named else types.parents[1]
-        raise UsageError(f"{where}: two classes have a value in common: {values}; give each its own `values`")
+        where, advice = (path, "in the table") if named else (types.parents[1], "by `values`")
+        raise UsageError(f"{where}: two classes have a value in common: {values}; give each its own {advice}")
     return values
+
+
+def _differs(own: ClassSpec, named: Mapping[str, tuple[int, ...]]) -> bool:
+    """Tell whether a class has `values` that are not those of its name."""
+    return bool(own.values) and set(named.get(own.name, own.values)) != set(own.values)
+
+
+def _check_unnamed(
+    path: Path, own: ClassSpec, named: Mapping[str, tuple[int, ...]], others: Sequence[ClassSpec]
+) -> None:
+    """Raise UsageError unless a class that classes.csv lacks has `values`, and these may be of this dataset.
+
+    others: classes whose `values` differ from the table's, so that all of them are of a dataset that is numbered
+    otherwise.
+    """
+    fact = f"{path}: has no class {own.name!r}{suggest(own.name, named)}; it has {', '.join(named)}"
+    if not own.values:
+        raise UsageError(f"{fact}: call the class so, or give it the `values` that mean it")
+    if others:
+        first = others[0]
+        raise UsageError(
+            f"{fact}, of which {first.name} is {_listed(named[first.name])} here and {_listed(first.values)} by "
+            f"`values`: these are of other data, so give {own.name} a line in the table"
+        )
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def read_classes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tifffile
 from scipy import ndimage
 
-from wsi_seg.dataset import ITEM_COLUMNS, mpp_of, read_facts, types_of
+from wsi_seg.dataset import ITEM_COLUMNS, check_labels, mpp_of, read_facts, types_of
 from wsi_seg.errors import UsageError
 from wsi_seg.tiffs import read_tiff, reading_tiff
 
@@ -54,10 +54,13 @@ class VolumeItem:
         return read_tiff(self.volume)
 
     def read_labels(self) -> npt.NDArray[np.int32]:
-        """Return (Z, H, W) int32; components of a binary mask get a number each."""
+        """Return (Z, H, W) int32; components of a binary mask get a number each.
+
+        UsageError where a mask is given as labels, see `check_labels`.
+        """
         values = read_tiff(self.labels)
         if self.instances:
-            return values.astype(np.int32)
+            return check_labels(self.labels, values.astype(np.int32))
         return np.asarray(ndimage.label(values > 0)[0], np.int32)
 
     def read_types(self) -> npt.NDArray[np.uint8] | None:

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from wsi_seg.cli.main import _group
 
 COMMANDS = ["run", "status", "retry", "plan", "convert", "prepare", "stain", "augment", "models", "train", "evaluate"]
-COMMANDS += ["compare", "tune", "demo"]
+COMMANDS += ["compare", "tune", "quantise", "demo"]
 PROGRAM = [sys.executable, "-c", "from wsi_seg.cli import main; main()"]
 
 

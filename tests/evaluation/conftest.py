@@ -42,10 +42,10 @@ def write_dataset(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def made(write_dataset: Write) -> Path:
-    """Six images of two patients and two sources, on grey."""
+    """Six images of two patients, each of a source of its own, on grey."""
     grey = np.full((96, 96, 3), 200, np.uint8)
     rows = ["name,group,source,mpp"]
-    rows += [f"p{k // 3}_{k},patient-{k // 3},{'here' if k < 4 else 'there'},0.25" for k in range(6)]
+    rows += [f"p{k // 3}_{k},patient-{k // 3},{'here' if k < 3 else 'there'},0.25" for k in range(6)]
     pictures = {f"p{k // 3}_{k}": (grey, grid_of_nuclei()) for k in range(6)}
     return write_dataset(pictures, "\n".join(rows) + "\n")
 

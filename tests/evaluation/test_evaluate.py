@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -17,7 +18,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from wsi_seg.api import load_model, segment_image
+from wsi_seg.api import Model, load_model, segment_image
+from wsi_seg.bundles import find_bundle
 from wsi_seg.cli.evaluate import evaluate as command
 from wsi_seg.config import ClassSpec
 from wsi_seg.dataset import open_dataset
@@ -102,7 +104,7 @@ def test_the_folder_holds_tables_curves_and_pictures(made: Path) -> None:
             assert panel.width > 4 * 96
     record = json.loads((out / "summary.json").read_text())
     assert (record["images"], record["groups"]) == (6, 2)
-    assert record["by_group"].keys() == {"patient-0", "patient-1"}
+    assert record["by_group"].keys() == {"here/patient-0", "there/patient-1"}
     assert record["by_source"].keys() == {"here", "there"}
 
 
@@ -157,6 +159,23 @@ def test_classes_are_found_by_their_names(made: Path, small_model: Path, monkeyp
     (made / "classes.csv").write_text("type,name\n1,Stroma\n2,tumor\n")
     with pytest.raises(UsageError, match=r"no class 'stroma'.*it has Stroma, tumor"):
         evaluate(model, open_dataset(made))
+
+
+def test_the_shipped_types_are_scored_by_the_names_of_the_data(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model says the numbers of the data that it has learned from, which others may use for other classes."""
+    (made / "types").mkdir()
+    names = [own.name for own in find_bundle("effunetpp-types").spec.classes]
+    (made / "classes.csv").write_text("type,name\n" + "".join(f"{k},{name}\n" for k, name in enumerate(names, 1)))
+    for item in open_dataset(made):
+        truth = item.read_labels()
+        types = np.where(truth > 0, 1 + truth % 4, 0).astype(np.uint8)
+        Image.fromarray(types).save(made / "types" / f"{item.name}.png")
+    found = SimpleNamespace(labels=truth, types=types, probability=None)
+    monkeypatch.setattr(scoring, "segment_image", lambda *_, **__: found)
+    model = SimpleNamespace(spec=find_bundle("effunetpp-types").spec)
+    scores = evaluate(cast(Model, model), open_dataset(made))[0].scores
+    by_class = {name: value for name, value in scores.items() if "_class_" in name}
+    assert by_class == {f"{score}_class_{k}": 1.0 for score in ("dice", "f1") for k in (1, 2, 3, 4)}
 
 
 def test_nuclei_of_no_class_are_neither_right_nor_wrong(made: Path) -> None:
@@ -342,8 +361,9 @@ def test_the_table_is_shown_before_the_numbers_are_written(made: Path) -> None:
 
 
 def test_nothing_is_left_where_an_image_fails(made: Path) -> None:
-    Image.fromarray(np.zeros((96, 96, 3), np.uint8)).save(made / "labels" / "p1_5.png")
-    with pytest.raises(UsageError):
+    path = made / "labels" / "p1_5.png"
+    path.write_bytes(path.read_bytes()[:60])  # the head is whole
+    with pytest.raises(UsageError, match="check that it is whole"):
         files_of(made, made, [])
     assert not list(made.parent.glob("*out*"))
 

@@ -10,6 +10,7 @@ import pytest
 
 from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.dataset import Item, open_dataset
+from wsi_seg.evaluation.page import image_table
 from wsi_seg.evaluation.scoring import METRICS, Row
 from wsi_seg.evaluation.summary import beware, differences, intervals, seen_in_training, summarise
 from wsi_seg.splits import Member, write_splits
@@ -52,12 +53,39 @@ def test_one_group_has_no_interval_and_undefined_scores_count_in_no_mean() -> No
     assert np.isnan(intervals(rows_with([np.nan], ["a"]))["aji"].mean)
 
 
+def test_classes_are_scored_over_all_images_together_too() -> None:
+    """A mean over images counts the one with few nuclei of a class like the one with many."""
+    few, many = rows_with([0.5, 0.5], ["a", "b"])
+    few = replace(few, class_pixels={1: (0, 10)}, class_nuclei={1: (0, 2), 2: (0, 0)})
+    many = replace(many, class_pixels={1: (90, 90)}, class_nuclei={1: (6, 8), 2: (0, 0)})
+    assert summarise([few, many]).classes == {"dice_class_1": 0.9, "f1_class_1": 0.6, "f1_class_2": 1.0}
+    assert not summarise(rows_with([0.5], ["a"])).classes
+
+
 def test_differences_are_paired() -> None:
     """A constant gain is certain, however much the images differ."""
     values = np.linspace(0, 0.9, 10)
     groups = [str(k) for k in range(10)]
     change = differences(rows_with((values + 0.1).tolist(), groups), rows_with(values.tolist(), groups))["aji"]
     assert change == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_patients_of_two_sources_are_two_though_they_are_called_alike(made: Path) -> None:
+    """Each hospital has its own 01."""
+    values = [0.1, 0.2, 0.3, 0.7, 0.8, 0.9]
+    alike = [replace(row, source="ns"[k > 2]) for k, row in enumerate(rows_with(values, ["01", "02", "03"] * 2))]
+    apart = rows_with(values, list("abcdef"))
+    assert intervals(alike) == intervals(apart)
+    assert differences(alike, apart) == differences(apart, apart)
+    summary = summarise(alike)
+    assert summary.groups == 6
+    assert list(summary.by_group) == ["n/01", "n/02", "n/03", "s/01", "s/02", "s/03"]
+    assert summary.by_group["s/01"]["aji"].mean == 0.7
+    assert "<td>s/01</td>" in image_table(alike)
+    assert not beware(alike, open_dataset(made), None)
+    named = [replace(row, group=f"{row.source}/{row.group}") for row in alike]  # as training has named them already
+    assert list(summarise(named).by_group) == list(summary.by_group)
+    assert list(summarise(alike[:3]).by_group) == ["01", "02", "03"]
 
 
 @pytest.fixture
@@ -117,6 +145,14 @@ def test_the_list_that_training_writes_decides_by_image_and_group(
         assert told in "".join(found)
     assert not seen_in_training([replace(item, source="theirs")], bundle)
     assert seen_in_training([replace(item, source="monuseg_train")], bundle)  # of a model that it was begun with
+
+
+def test_the_folder_of_all_data_is_not_every_folder(made: Path, bundle: Bundle) -> None:
+    """As a recipe may call the source that it learns from."""
+    item = open_dataset(made)[0]
+    write_splits(bundle.folder / "split.csv", [Member(f"./{item.name}", f"./{item.group}", "train")])
+    assert not seen_in_training([item], bundle)
+    assert "learned from" in "".join(seen_in_training([replace(item, source=".")], bundle))
 
 
 def test_a_reader_is_told_of_few_groups_and_of_labels_alone(made: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from wsi_seg import api
 from wsi_seg.api import Model, load_model
 from wsi_seg.backends.pytorch import TorchNetwork
 from wsi_seg.bundles import find_bundle
@@ -103,6 +104,25 @@ def test_a_metric_that_masks_do_not_define_is_refused(items: list[Item], bundle:
     masks = open_dataset(folder.parent, 0.25)
     with pytest.raises(UsageError, match="pq is not defined by these annotations"):
         tune(load_model(bundle, "cpu"), masks, "pq")
+
+
+def test_an_undefined_metric_is_told_before_anything_is_computed(
+    items: list[Item], bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        pytest.fail("too late")
+
+    folder = items[0].labels.parent
+    folder.rename(folder.with_name("masks"))
+    model = load_model(bundle, "cpu")
+    monkeypatch.setattr(tuning, "evaluate", never)
+    with pytest.raises(UsageError, match="f1_iou50 is not defined by these annotations"):
+        tune(model, open_dataset(folder.parent, 0.25), "f1_iou50")
+    monkeypatch.setattr(api, "load_model", never)
+    with pytest.raises(UsageError, match="pq is not defined by these annotations; choose another metric, such as dice"):
+        CliRunner().invoke(
+            cli.tune, ["--model", str(bundle), "--data", str(folder.parent), "--mpp", "0.25"], catch_exceptions=False
+        )
 
 
 def test_the_best_is_written_on_demand(items: list[Item], bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

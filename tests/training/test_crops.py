@@ -270,12 +270,10 @@ def test_an_empty_class_is_named(tmp_path: Path) -> None:
 
 
 def test_images_that_misfit_are_named(tmp_path: Path) -> None:
-    items = dataset(tmp_path / "typed", discs(), types=discs(100).astype(np.uint8))
-    with pytest.raises(UsageError, match=r"types.one\.png: .*\(100, 100\), but its image \(120, 120\)"):
-        crops_of(items, classes=[[1]])
-    coloured = dataset(tmp_path / "coloured", picture_of(discs()), rgb=picture_of(discs()))
-    with pytest.raises(UsageError, match="one number for each pixel"):
-        crops_of(coloured)
+    with pytest.raises(UsageError, match=r"types.one\.png: is 100 x 100 px, but its image is 120 x 120 px"):
+        dataset(tmp_path / "typed", discs(), types=discs(100).astype(np.uint8))
+    with pytest.raises(UsageError, match=r"has 3 channels .*one number per pixel"):
+        dataset(tmp_path / "coloured", picture_of(discs()), rgb=picture_of(discs()))
     image = dataset(tmp_path / "cut", discs())[0]
     image.image.write_bytes(image.image.read_bytes()[:5000])
     with pytest.raises(UsageError, match=r"one\.png .*cannot be read .*check that the copy is whole"):

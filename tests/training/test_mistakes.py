@@ -13,6 +13,9 @@ from tests.training.conftest import RecipeMaker, train
 from wsi_seg.errors import UsageError
 from wsi_seg.training.recipe import read_plan
 
+VOLUMES: dict[str, Any] = {"network": {"architecture": "unet3d", "options": {}}, "schedule": {"crop_slices": 8}}
+IN_VOLUMES = r"^\S*recipe\.yaml: unknown key 'augmentation\."
+
 
 @pytest.mark.parametrize(
     ("changes", "said"),
@@ -52,6 +55,12 @@ from wsi_seg.training.recipe import read_plan
         ({"stages": [{"name": "a"}, {"name": "a"}]}, "names that differ"),
         ({"stages": [{"nam": "a"}]}, "each with a name"),
         ({"stages": [{"name": "test"}]}, "none of data, test, epochs"),
+        ({"augmentation": {"rotate": {"degreees": 3}}}, "unknown key 'augmentation.rotate.degreees'; did you mean"),
+        (VOLUMES | {"augmentation": {"rotate": {"degreees": 3}}}, f"{IN_VOLUMES}rotate.degreees'; .* 'degrees'"),
+        (VOLUMES | {"augmentation": {"one_of": [{"blur": {"sigm": 3}}]}}, f"{IN_VOLUMES}one_of.0.blur.sigm'; .*sigma"),
+        (VOLUMES | {"augmentation": {"flipz": 0.5}}, f"{IN_VOLUMES}flipz'; did you mean 'flip_z'"),
+        (VOLUMES | {"augmentation": {"jpeg": True}}, r"recipe\.yaml: augmentation: jpeg is for pictures in colour"),
+        (VOLUMES | {"augmentation": "volume"}, r"recipe\.yaml: augmentation: unknown preset 'volume'; .* 'volumes'"),
         ({"result": "bets"}, "result: "),
         ({"stages": []}, "expected a list of stages"),
         ({"result": "best"}, "result: best compares the validation of the stages"),

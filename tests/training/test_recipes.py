@@ -14,9 +14,10 @@ from wsi_seg.training.bundle import spec_of
 from wsi_seg.training.feeds import make_feed
 from wsi_seg.training.learner import Learner
 from wsi_seg.training.loop import train
+from wsi_seg.training.ray_workers import sent
 from wsi_seg.training.recipe import Recipe, read_plan
 from wsi_seg.training.sources import gather
-from wsi_seg.training.stages import smaller, train_recipe
+from wsi_seg.training.stages import settled, smaller, train_recipe
 from wsi_seg.training.workers import Team
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
@@ -38,6 +39,16 @@ def test_each_can_be_read(path: Path) -> None:
     plan = read_plan(path)
     assert plan.stages
     assert f"`{path.name}`" in (PIPELINES / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_reaches_workers_as_it_is(path: Path) -> None:
+    plan = read_plan(path)
+    folders = {recipe.name: Path(recipe.name) for recipe in plan.stages}
+    for recipe in (*plan.stages, *settled(plan, PIPELINES, folders).stages, *map(smaller, plan.stages)):
+        received = Recipe.model_validate(sent(recipe))
+        assert received == recipe
+        assert received.model_dump(mode="json") == recipe.model_dump(mode="json"), "by which a run is known again"
 
 
 def test_what_the_encoder_has_learned_from_is_told() -> None:

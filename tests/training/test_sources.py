@@ -20,6 +20,7 @@ from wsi_seg.dataset import class_values, open_dataset
 from wsi_seg.errors import ResumeError, UsageError
 from wsi_seg.splits import Member, write_splits
 from wsi_seg.training.feeds import make_feed
+from wsi_seg.training.ray_workers import sent
 from wsi_seg.training.recipe import Recipe, read_plan
 from wsi_seg.training.sources import gather, values_of
 from wsi_seg.training.volume_crops import VolumeAugmentation
@@ -79,7 +80,7 @@ def test_classes_are_learned_by_their_names(make_recipe: RecipeMaker, root: Path
     assert kinds() == as_numbered[::-1]
 
 
-def test_classes_that_have_values_keep_them(root: Path) -> None:
+def test_names_in_the_table_go_before_values(root: Path) -> None:
     (root / "discs" / "classes.csv").write_text("type,name\n1,stroma\n2,tumor\n3,tumor\n")
     types = open_dataset(root / "discs", 0.25)[0].types
     assert types is not None
@@ -89,6 +90,8 @@ def test_classes_that_have_values_keep_them(root: Path) -> None:
         return class_values(types, [ClassSpec(name=n, color=(1, 2, 3), values=tuple(v)) for n, v in named])
 
     assert values([], []) == ((2, 3), (1,))
+    assert values([7], []) == ((2, 3), (1,))
+    (root / "discs" / "classes.csv").write_text("type,name\n1,stroma\n")
     assert values([7], []) == ((7,), (1,))
     with pytest.raises(UsageError, match="two classes have a value in common"):
         values([1], [])
@@ -177,7 +180,7 @@ def test_what_volumes_alone_have_is_written_down(make_recipe: RecipeMaker) -> No
     network = {"architecture": "unet3d", "options": {"base_filters": 2, "num_layers": 2}}
     path = make_recipe(network=network, augmentation={"flip_z": 0.25}, schedule={"crop_px": 32, "crop_slices": 4})
     recipe = read_plan(path).stages[0]
-    written = recipe.model_dump(mode="json")
+    written = sent(recipe)
     assert written["augmentation"]["flip_z"] == 0.25
     assert Recipe.model_validate(written) == recipe
 
@@ -186,6 +189,17 @@ def test_what_volumes_alone_have_is_written_down(make_recipe: RecipeMaker) -> No
 def test_volumes_without_augmentation_are_not_turned(given: Any) -> None:
     assert VolumeAugmentation.model_validate(given).flip_z == 0
     assert VolumeAugmentation.model_validate({}).flip_z == 0.5
+
+
+def test_workers_have_the_options_of_a_form_that_were_written(volumes: Callable[..., Path], tmp_path: Path) -> None:
+    """Defaults of options that are for other forms are not refused there."""
+    preparation = {"form": "binary", "annotations": "masks", "options": {"allow_empty": True}}
+    recipe = read_plan(volumes(prepare=preparation, spacing=2.5)).stages[0]
+    received = Recipe.model_validate(sent(recipe))
+    assert received == recipe
+    found = [gather(one, tmp_path / "root", tmp_path / "data") for one in (recipe, received)]
+    assert found[0] == found[1]
+    assert len(list((tmp_path / "data").iterdir())) == 1
 
 
 def test_options_of_other_forms_are_told(volumes: Callable[..., Path], tmp_path: Path) -> None:

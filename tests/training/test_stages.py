@@ -94,7 +94,8 @@ def test_a_stop_file_ends_the_whole_run_in_good_order(
 def test_a_stage_does_not_go_on_from_another_start(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
     train(make_recipe(stages=TWO), discs_root, out := tmp_path / "model")
     other = [{**TWO[0], "schedule": {"steps": 1}}, TWO[1]]
-    (out / "first" / checkpoint.FILE).unlink()
+    for name in (checkpoint.FILE, "model.yaml"):
+        (out / "first" / name).unlink()
     with pytest.raises(ResumeError, match=r"second/checkpoint\.pt.*changed: start"):
         train(make_recipe(stages=other), discs_root, out)
 
@@ -126,7 +127,8 @@ def test_the_test_is_of_the_weights_that_are_kept(make_recipe: RecipeMaker, disc
     train(make_recipe(schedule={"steps": 1}, **TEST), discs_root, out := tmp_path / "model")
     told = json.loads((out / "test" / "tested.json").read_text())
     assert told["models"]["discs"]["weights"]["sha256"] == find_bundle(out).spec.weights.sha256
-    (out / checkpoint.FILE).unlink()
+    for name in (checkpoint.FILE, "model.yaml"):
+        (out / name).unlink()
     assert any("testing" in line for line in train(make_recipe(schedule={"steps": 2}, **TEST), discs_root, out))
     told = json.loads((out / "test" / "tested.json").read_text())
     assert told["models"]["discs"]["weights"]["sha256"] == find_bundle(out).spec.weights.sha256
@@ -177,6 +179,59 @@ def test_a_folder_called_test_that_holds_something_else_stays(
     with pytest.raises(OutputError, match="test: exists"):
         train(make_recipe(schedule={"steps": 1}, **TEST), discs_root, tmp_path / "model")
     assert (tmp_path / "model" / "test" / "mine.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def start(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> Path:
+    """A model that was trained, as it is handed on: without its checkpoint."""
+    train(make_recipe(schedule={"steps": 1}), discs_root, folder := tmp_path / "start")
+    (folder / checkpoint.FILE).unlink()
+    return folder
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_bundle_that_a_training_begins_with_is_not_replaced(
+    several: bool, make_recipe: RecipeMaker, discs_root: Path, start: Path, tmp_path: Path
+) -> None:
+    (linked := tmp_path / "linked").symlink_to(start)
+    stages = {"stages": [{"name": "start"}, {"name": "second"}]} if several else {}
+    path, before = make_recipe(init_from=str(start), **stages), files_of(start)
+    for out in (start, linked, *([tmp_path] if several else [])):
+        with pytest.raises(OutputError, match=r"is the bundle that stage (discs|start) begins with, .* another --out"):
+            train(path, discs_root, out)
+    assert files_of(start) == before
+    (start / checkpoint.FILE).touch()
+    with pytest.raises(OutputError, match="is the bundle that stage"):
+        train(path, discs_root, start)
+
+
+def test_a_bundle_that_a_training_has_not_made_is_not_replaced(
+    make_recipe: RecipeMaker, discs_root: Path, start: Path, tmp_path: Path
+) -> None:
+    before = files_of(start)
+    alone, two = {"seed": 2}, {"stages": [{"name": "start"}, {"name": "second"}]}
+    for changes, out in ((alone, start), (two, start), (two, tmp_path)):
+        with pytest.raises(OutputError, match=r"start: has a bundle .* no checkpoint\.pt .* its model\.yaml if"):
+            train(make_recipe(**changes), discs_root, out)
+    assert files_of(start) == before
+    (start / "model.yaml").unlink()
+    train(make_recipe(schedule={"steps": 1}), discs_root, start)
+
+
+def test_stages_that_were_not_done_go_on_beside_a_bundle_of_them(
+    make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path
+) -> None:
+    """As where the last stage of a training is given anew."""
+    train(path := make_recipe(stages=TWO), discs_root, out := tmp_path / "model")
+    before = weights_of(out)
+    for name in (checkpoint.FILE, "model.yaml"):
+        (out / "second" / name).unlink()
+    assert "was trained before, to step 2" in train(path, discs_root, out)
+    assert weights_of(out) == before
 
 
 DISCS, FUSED = ({"path": name, "mpp": 0.25} for name in ("discs", "fused"))

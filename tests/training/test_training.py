@@ -25,7 +25,7 @@ from wsi_seg import metrics
 from wsi_seg.bundles import find_bundle, write_separation
 from wsi_seg.config import Separation
 from wsi_seg.dataset import open_dataset
-from wsi_seg.errors import OutputError, ResumeError, WsiSegError
+from wsi_seg.errors import ModelError, OutputError, ResumeError, WsiSegError
 from wsi_seg.evaluation.scoring import Row
 from wsi_seg.training import checkpoint
 from wsi_seg.training.bundle import write_bundle
@@ -351,6 +351,14 @@ def test_a_full_disk_leaves_the_last_bundle(make_recipe: RecipeMaker, tmp_path: 
         with pytest.raises(OutputError, match="cannot be written"):
             _copy_bundle(first, second, "copy")
     assert {path: path.read_bytes() for path in second.iterdir()} == before
+
+
+def test_a_start_that_is_gone_leaves_the_last_bundle(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    write_bundle(read_plan(make_recipe()).stages[0], {"w": torch.ones(1)}, checkpoint.Progress(), tmp_path)
+    before, lost = weights_of(tmp_path), read_plan(make_recipe(init_from="./lost")).stages[0]
+    with pytest.raises(ModelError, match=r"Unknown model '\./lost'"):
+        write_bundle(lost, {"w": torch.zeros(1)}, checkpoint.Progress(), tmp_path)
+    assert weights_of(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from wsi_seg.annotations.base import Annotation, Form, Labels, Options, Shape, Types, components, refuse_classes
 from wsi_seg.annotations.pictures import PICTURES, read_grey, read_npz
-from wsi_seg.dataset import types_of
+from wsi_seg.dataset import doubt_one_label, types_of
 from wsi_seg.errors import UsageError
 
 log = logging.getLogger("wsi_seg")
-
-_MASK_VALUE = 255  # foreground in most masks, and hardly ever the only nucleus of a label image
 
 
 def read_binary(path: Path, shape: Shape, options: Options) -> Annotation:
@@ -41,7 +38,8 @@ def read_labels(path: Path, shape: Shape, options: Options) -> Annotation:
             f"{path}: is a JPEG, whose compression makes other labels; expected PNG, TIFF or .npz: export it again"
         )
     labels = _whole_numbers(path, _read(path, indices=True))
-    _doubt_one_label(path, labels)
+    if doubt := doubt_one_label(path, labels, "if it is a mask, the form is binary"):
+        log.warning("%s", doubt)
     types = _read_types(path)
     if types is None:
         refuse_classes(path, options, "labels without types/")
@@ -86,20 +84,6 @@ def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> Labels:
     if values.size and (int(values.min()) < 0 or int(values.max()) > np.iinfo(np.int32).max):
         raise UsageError(f"{path}: has labels from {values.min()} to {values.max()}; expected 0 to 2147483647")
     return values.astype(np.int32)
-
-
-def _doubt_one_label(path: Path, labels: Labels) -> None:
-    """Refuse or doubt one label in several pieces, which may be a mask: its nuclei would become one."""
-    value, found = int(labels.max(initial=0)), labels > 0
-    if value == 0 or (labels[found] != value).any():
-        return
-    pieces = ndimage.label(found, np.ones((3,) * labels.ndim))[1]  # over corners, too
-    if pieces < 2:
-        return
-    fact = f"{path}: has one label, {value}, in {pieces} pieces, which would be one nucleus"
-    if value == _MASK_VALUE:
-        raise UsageError(f"{fact}; expected a label per nucleus: if it is a mask, the form is binary")
-    log.warning("%s; if it is a mask, the form is binary", fact)
 
 
 def _read_types(path: Path) -> Types | None:

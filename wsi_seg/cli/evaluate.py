@@ -57,14 +57,14 @@ def evaluate(
 
     The folder of --data has images/ beside labels/ (one number per nucleus) or masks/ (nucleus or not), and may have
     items.csv with the columns name, group (such as the patient), source and mpp. A model's classes are those of their
-    names in classes.csv, where there is one and the model does not say their values.
+    names in classes.csv; where it lacks a name, or is not there, those of the values that the model says.
 
     Prints means with 95 % intervals; --out writes scores per image, curves, and a page with pictures of the errors.
     """
     if (model is None) == (predictions is None):
         raise UsageError("Give either --model or --predictions")
     from wsi_seg.bundles import find_bundle
-    from wsi_seg.evaluation.page import interval
+    from wsi_seg.evaluation.page import interval, number
     from wsi_seg.evaluation.report import evaluate_into
     from wsi_seg.evaluation.scoring import title_of
     from wsi_seg.evaluation.tools import run_labels, run_model
@@ -81,6 +81,10 @@ def evaluate(
     click.echo(f"{summary.images} images in {summary.groups} groups; mean (95 % interval over groups)")
     for line in lines_of((title_of(name, result.classes), interval(v)) for name, v in summary.overall.items()):
         click.echo(f"  {line}")
+    if summary.classes:
+        click.echo("All images together, of which many may have little of a class")
+        for line in lines_of((title_of(name, result.classes), number(v)) for name, v in summary.classes.items()):
+            click.echo(f"  {line}")
     finish(facts, out, json_file)
 
 

@@ -40,6 +40,7 @@ def tune(
     Scores on the same images are too good afterwards; evaluate on others.
     """
     from wsi_seg.api import load_model
+    from wsi_seg.backends import for_scoring
     from wsi_seg.bundles import find_bundle, shipped_names, write_separation
     from wsi_seg.errors import OutputError
     from wsi_seg.evaluation import tuning
@@ -51,9 +52,10 @@ def tune(
     items, bundle = chosen_items(data, mpp, limit, split), find_bundle(model)
     if write and (model in shipped_names() or not os.access(bundle.folder, os.W_OK)):
         raise OutputError(f"--write: {model} is not a folder that may be changed; give the folder of a copy")
+    tuning.check_metric(items, metric)
     for warning in seen_in_training(items, bundle):
         click.echo(f"warning: {warning}", err=True)
-    before, best = tuning.tune(load_model(model, device, "torch"), items, metric, tell)
+    before, best = tuning.tune(load_model(model, device, for_scoring(bundle.spec)), items, metric, tell)
     click.echo(f"before  {_line(before, metric)}")
     click.echo(f"best    {_line(best, metric)}")
     if write:

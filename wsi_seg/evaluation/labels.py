@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from wsi_seg.dataset import FORMATS, Item
+from wsi_seg.dataset import FORMATS, Item, doubt_one_label
 from wsi_seg.errors import UsageError
+
+log = logging.getLogger("wsi_seg")
+
+_ADVICE = "if it is a mask, number what hangs together first, as scipy.ndimage.label does"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +33,39 @@ class Prediction:
 
 
 def check_predictions(folder: Path, items: Sequence[Item]) -> None:
-    """Raise UsageError unless the folder has whole labels of each image's size; all are read for it.
+    """Raise UsageError unless the folder has whole labels, and no masks, of each image's size; all are read for it.
 
     DIR/labels/<name>.png or DIR/<name>.png   8- or 16-bit labels, 0 background
     DIR/probability/<name>.png                optional, 8-bit
     DIR/types/<name>.png                      optional, 8-bit class of each pixel, 0 background
+
+    What is optional is there for all images or for none: other means would be over other images.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder of predictions")
+    _check_complete(folder / "probability", items)
+    _check_complete(folder / "types", [item for item in items if item.types is not None])
+    doubts, labelled = [], 0
     for item in items:
-        read_prediction(folder, item)
+        labels = read_prediction(folder, item).labels
+        if item.instances:  # else nuclei are not scored, and masks are as good as labels
+            labelled += bool(labels.any())
+            doubts += [doubt_one_label(_labels_path(folder, item), labels, _ADVICE)]
+    doubts = [doubt for doubt in doubts if doubt]
+    if len(doubts) == labelled > 1:
+        raise UsageError(f"{doubts[0]}; so is each of the {labelled} predictions that are not empty")
+    if doubts:
+        log.warning("%s; %d of %d predictions are so", doubts[0], len(doubts), len(items))
+
+
+def _check_complete(part: Path, items: Sequence[Item]) -> None:
+    """Raise UsageError where a folder that need not be there lacks some of the images."""
+    missing = [item.name for item in items if not (part / f"{item.name}.png").is_file()]
+    if part.is_dir() and missing:
+        raise UsageError(
+            f"{part}: lacks {missing[0]}.png ({len(missing)} of {len(items)}); expected one for each image, or no such "
+            "folder: write the others, or remove it"
+        )
 
 
 def read_prediction(folder: Path, item: Item) -> Prediction:

@@ -8,7 +8,7 @@ from math import isfinite
 from urllib.parse import quote
 
 from wsi_seg.evaluation.scoring import Row, columns_of, title_of
-from wsi_seg.evaluation.summary import Interval
+from wsi_seg.evaluation.summary import Interval, group_names
 
 _SHOWN = ("aji", "pq", "f1_iou50", "f1_12px", "dice", "iou", "precision", "recall", "roc_auc")  # in tables of many rows
 _STYLE = """
@@ -66,6 +66,11 @@ def score_lines(
     ]
 
 
+def class_table(values: Mapping[str, float], classes: Sequence[str]) -> str:
+    """Return a table of scores without intervals; classes: names of the classes 1, 2 ..."""
+    return table(["Score", ""], [[title_of(name, classes), number(value)] for name, value in values.items()])
+
+
 def name_table(what: str, values: Mapping[str, Mapping[str, Interval]]) -> str:
     """Return a table of the main scores, one row per group or source."""
     lines = [[name, *(interval(scores[column]) for column in _SHOWN)] for name, scores in values.items()]
@@ -76,9 +81,9 @@ def image_table(rows: Sequence[Row], classes: Sequence[str] = ()) -> str:
     """Return a table of the main scores, one row per image; classes: names of the classes 1, 2 ..."""
     columns = [*_SHOWN, *(column for column in columns_of(rows) if "_class_" in column)]
     lines = [
-        [row.name, row.group, f"{row.nuclei_true:,}", f"{row.nuclei_found:,}"]
+        [row.name, group, f"{row.nuclei_true:,}", f"{row.nuclei_found:,}"]
         + [number(row.scores.get(column, float("nan"))) for column in columns]
-        for row in rows
+        for row, group in zip(rows, group_names(rows), strict=True)
     ]
     return table(["Image", "Group", "Drawn", "Found", *(title_of(column, classes) for column in columns)], lines)
 

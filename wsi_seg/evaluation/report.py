@@ -75,6 +75,7 @@ def _write(folder: Path, result: Result, summary: Summary, facts: dict[str, Any]
 def _page(result: Result, summary: Summary, warnings: Sequence[str]) -> str:
     sections = {
         "Scores": page.score_table({"Mean over images (95 % interval)": summary.overall}, classes=result.classes),
+        "Classes, all images together": page.class_table(summary.classes, result.classes) if summary.classes else "",
         "Curves": page.figure("curves.png", "All pixels of all images together."),
         "By source": page.name_table("Source", summary.by_source) if len(summary.by_source) > 1 else "",
         "By group": page.name_table("Group", summary.by_group) if summary.groups < summary.images else "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from wsi_seg.slides.base import MAX_ENLARGEMENT
 NEAR_UM = 3.0  # 12 px at 0.25 um/px, in which the literature gives it
 
 # column -> what tables call it
-METRICS = {
+OF_NUCLEI = {  # which an annotation defines that tells them apart
     "aji": "AJI",
     "aji_plus": "AJI+",
     "pq": "PQ",
@@ -33,6 +33,9 @@ METRICS = {
     "f1_12px": "F1 at 12 px",
     "precision_12px": "Precision at 12 px",
     "recall_12px": "Recall at 12 px",
+}
+METRICS = {
+    **OF_NUCLEI,
     "dice": "Dice",
     "iou": "IoU",
     "precision": "Pixel precision",
@@ -55,7 +58,8 @@ class Row:
     found, 0.0 where it is only found.
     histogram: (2, 256), see `metrics.probability_histogram`. hard: the prediction has labels only, which count as
     probabilities of 0 and 1; the curves then have one point, and the areas are what that point alone is worth.
-    class_pixels: see `metrics.class_overlap`, by which Dice of each class in several images together is known.
+    class_pixels, class_nuclei: see `metrics.class_overlap` and `metrics.class_matches`, by which Dice and F1 of each
+    class in several images together are known.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Row:
     histogram: npt.NDArray[np.int64]
     hard: bool
     class_pixels: dict[int, tuple[int, int]] = field(default_factory=dict)
+    class_nuclei: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,17 +180,28 @@ def score(
     scores["roc_auc"] = metrics.roc_auc(histogram)
     scores["average_precision"] = metrics.average_precision(histogram)
     overlap: dict[int, tuple[int, int]] = {}
+    matches: dict[int, tuple[int, int]] = {}
     # nuclei none of which has a class tell nothing of classes
     if types is not None and prediction.types is not None and (types.any() or not truth.any()):
         # those without one may be of any: their pixels, and what is found in their place, are neither right nor wrong
         judged = np.where((truth > 0) & (types == 0), 0, prediction.types)
         overlap = metrics.class_overlap(types, judged, classes)
-        scores |= {f"dice_class_{k}": shared / areas if areas else 1.0 for k, (shared, areas) in overlap.items()}
         if item.instances:
-            nuclei = metrics.class_detection(truth, types, found, prediction.types, classes)
-            scores |= {f"f1_class_{number}": rates.f1 for number, rates in nuclei.items()}
+            matches = metrics.class_matches(truth, types, found, prediction.types, classes)
+    scores |= class_scores(overlap, matches)
     true, those_found = (len(np.unique(labels[labels > 0])) for labels in (truth, found))
-    return Row(item.name, item.group, item.source, item.mpp, true, those_found, scores, histogram, hard, overlap)
+    return Row(
+        item.name, item.group, item.source, item.mpp, true, those_found, scores, histogram, hard, overlap, matches
+    )
+
+
+def class_scores(overlap: Mapping[int, tuple[int, int]], matches: Mapping[int, tuple[int, int]]) -> dict[str, float]:
+    """Return Dice and F1 of classes by column; 1.0 of one that is neither drawn nor found."""
+    return {
+        f"{score}_class_{number}": both / each if each else 1.0
+        for score, counts in (("dice", overlap), ("f1", matches))
+        for number, (both, each) in counts.items()
+    }
 
 
 def classes_of(types: npt.NDArray[np.uint8], values: Values) -> npt.NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from wsi_seg import metrics
 from wsi_seg.bundles import SPLIT_FILE, Bundle
 from wsi_seg.dataset import Item
-from wsi_seg.evaluation.scoring import Row, columns_of
+from wsi_seg.evaluation.scoring import Row, class_scores, columns_of
 from wsi_seg.splits import Member, read_splits
 
 RESAMPLES, SEED = 2000, 1
@@ -45,7 +45,8 @@ class Summary:
     """Means over images.
 
     overall, by_source: intervals from drawing groups, since images of one patient are alike.
-    by_group: intervals from drawing the group's images. pooled: areas under the curves over all pixels together.
+    by_group: intervals from drawing the group's images. pooled: over all images together, areas
+    under the curves and scores of classes, which many images have little of.
     """
 
     images: int
@@ -55,19 +56,37 @@ class Summary:
     by_group: dict[str, dict[str, Interval]]
     pooled: dict[str, float]
 
+    @property
+    def classes(self) -> dict[str, float]:
+        """Scores of classes over all images together."""
+        return {name: value for name, value in self.pooled.items() if "_class_" in name}
+
 
 def summarise(rows: Sequence[Row]) -> Summary:
     """Return means with 95 % intervals; the same rows give the same numbers."""
-    groups = sorted({row.group for row in rows})
+    named: dict[str, list[Row]] = {}
+    for row, group in sorted(zip(rows, group_names(rows), strict=True), key=lambda pair: pair[1]):
+        named.setdefault(group, []).append(row)
     histogram = pooled_histogram(rows)
     return Summary(
         images=len(rows),
-        groups=len(groups),
+        groups=len(named),
         overall=intervals(rows),
         by_source={s: intervals([r for r in rows if r.source == s]) for s in sorted({row.source for row in rows})},
-        by_group={g: intervals([r for r in rows if r.group == g], _by_image) for g in groups},
-        pooled={"roc_auc": metrics.roc_auc(histogram), "average_precision": metrics.average_precision(histogram)},
+        by_group={group: intervals(own, [row.name for row in own]) for group, own in named.items()},
+        pooled={"roc_auc": metrics.roc_auc(histogram), "average_precision": metrics.average_precision(histogram)}
+        | class_scores(_added(row.class_pixels for row in rows), _added(row.class_nuclei for row in rows)),
     )
+
+
+def _added(counts: Iterable[Mapping[int, tuple[int, int]]]) -> dict[int, tuple[int, int]]:
+    """Add up what scores of classes are ratios of."""
+    total: dict[int, tuple[int, int]] = {}
+    for own in counts:
+        for number, (both, each) in own.items():
+            before = total.get(number, (0, 0))
+            total[number] = before[0] + both, before[1] + each
+    return total
 
 
 def pooled_histogram(rows: Sequence[Row]) -> npt.NDArray[np.int64]:
@@ -75,24 +94,24 @@ def pooled_histogram(rows: Sequence[Row]) -> npt.NDArray[np.int64]:
     return np.asarray(np.sum([row.histogram for row in rows], axis=0), np.int64)
 
 
-def _by_group(row: Row) -> str:
-    return row.group
+def group_names(rows: Sequence[Row]) -> list[str]:
+    """Return what the group of each row is called, of several sources with the source: each has its own 01."""
+    if len({row.source for row in rows}) < 2:
+        return [row.group for row in rows]
+    # training has put it there already
+    return [row.group if row.group.startswith(f"{row.source}/") else f"{row.source}/{row.group}" for row in rows]
 
 
-def _by_image(row: Row) -> str:
-    return row.name
-
-
-def intervals(rows: Sequence[Row], drawn: Callable[[Row], str] = _by_group) -> dict[str, Interval]:
-    """Return the interval of each score. drawn: what is drawn as one in the bootstrap."""
-    return _intervals(_table(rows, columns_of(rows)), [drawn(row) for row in rows], columns_of(rows))
+def intervals(rows: Sequence[Row], drawn: Sequence[str] = ()) -> dict[str, Interval]:
+    """Return the interval of each score. drawn: of each row, what is drawn as one in the bootstrap; its group."""
+    return _intervals(_table(rows, columns_of(rows)), drawn or group_names(rows), columns_of(rows))
 
 
 def differences(rows: Sequence[Row], first: Sequence[Row]) -> dict[str, Interval]:
     """Return the mean of rows - first, image by image, with its interval; both are of the same images in one order."""
     columns = columns_of([*rows, *first])
     table = _table(rows, columns) - _table(first, columns)
-    return _intervals(table, [row.group for row in rows], columns)
+    return _intervals(table, group_names(rows), columns)
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str]) -> npt.NDArray[np.float64]:
@@ -128,9 +147,12 @@ def beware(rows: Sequence[Row], items: Sequence[Item], bundle: Bundle | None) ->
     merged = sum(not item.instances for item in items)
     if merged:
         told.append(f"{merged} annotations are masks that do not tell nuclei apart; scores of nuclei leave them out")
+    classed = sum(any("_class_" in score for score in row.scores) for row in rows)
+    if 0 < classed < len(rows):
+        told.append(f"classes are scored in {classed} of {len(rows)} images, in which they are known and predicted")
     if any(row.hard for row in rows):
         told.append("there are labels without probabilities: their ROC and PR curves have one point")
-    groups = len({row.group for row in rows})
+    groups = len(set(group_names(rows)))
     if groups == 1 and len(rows) > 1:
         told.append("all images are of one group, so there are no intervals")
     elif groups < _FEW_GROUPS and len(rows) > 1:
@@ -187,7 +209,8 @@ def _is_of(item: Item, source: str) -> bool:
     """Tell whether an image is of a source, by what its dataset says or by the folder that it lies in."""
     parts = tuple(part for part in Path(source).parts if part != "..")
     folder = Path(os.path.abspath(item.image)).parts[:-2]
-    return os.path.normpath(item.source) == source or folder[len(folder) - len(parts) :] == parts
+    # the folder of all data itself has no parts, in which any folder would end
+    return os.path.normpath(item.source) == source or (bool(parts) and folder[len(folder) - len(parts) :] == parts)
 
 
 def _names_source(line: str, source: str) -> bool:

@@ -17,7 +17,7 @@ from wsi_seg.backends import Network
 from wsi_seg.config import ModelSpec, Separation
 from wsi_seg.dataset import Item
 from wsi_seg.errors import UsageError
-from wsi_seg.evaluation.scoring import evaluate
+from wsi_seg.evaluation.scoring import OF_NUCLEI, evaluate
 from wsi_seg.records import UInt8Array
 from wsi_seg.stopwatch import Stopwatch
 
@@ -27,6 +27,7 @@ CHOICES = {
     "min_area_um2": (1.9, 3.0, 5.0, 7.0, 9.0, 12.0, 15.0),
 }
 _ROUNDS = 3
+_UNDEFINED = "is not defined by these annotations; choose another metric, such as dice"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ class _Remembering(Network):
         return self._network_of.layer_bytes()
 
 
+def check_metric(items: Sequence[Item], metric: str) -> None:
+    """Raise UsageError where no annotation can define the metric, so that it is known before anything is computed."""
+    if metric in OF_NUCLEI and not any(item.instances for item in items):
+        raise UsageError(f"{metric} {_UNDEFINED}")
+
+
 def tune(
     model: Model, items: Sequence[Item], metric: str = "pq", tell: Callable[[Trial], None] = lambda trial: None
 ) -> tuple[Trial, Trial]:
@@ -65,6 +72,7 @@ def tune(
     metric: a column of `scoring.METRICS`; its mean over the images decides. tell: is given each trial.
     Raises UsageError where the annotations do not define the metric.
     """
+    check_metric(items, metric)
     known: dict[bytes, UInt8Array] = {}
     tried: dict[Separation, Trial] = {}
 
@@ -74,7 +82,7 @@ def tune(
             rows = evaluate(replace(model, spec=spec, network=_Remembering(model.network, spec, known)), items)
             scores = [row.scores[metric] for row in rows if np.isfinite(row.scores[metric])]
             if not scores:
-                raise UsageError(f"{metric} is not defined by these annotations; choose another metric, such as dice")
+                raise UsageError(f"{metric} {_UNDEFINED}")
             tried[separation] = Trial(separation, float(np.mean(scores)))
             tell(tried[separation])
         return tried[separation]

@@ -109,10 +109,12 @@ def centroid_detection(truth: Labels, found: Labels, radius_px: float = 12.0) ->
     return _centroid_detection(_pairs_of(truth, found), radius_px)
 
 
-def class_detection(
+def class_matches(
     truth: Labels, true_types: Labels, found: Labels, found_types: Labels, classes: Iterable[int]
-) -> dict[int, Detection]:
-    """Return detection by overlap of each class: a true nucleus is found where IoU > 0.5 and the classes are the same.
+) -> dict[int, tuple[int, int]]:
+    """Return what F1 of each class is the ratio of: twice the nuclei that are right, and the sum of those in each.
+
+    A true nucleus is found where IoU > 0.5 and the classes are the same.
 
     true_types, found_types: (H, W) class of each pixel, 0 of none; a nucleus is of the class of most of its pixels that
     have one. True nuclei without a class may be of any: what is found in their place is neither right nor wrong.
@@ -123,7 +125,8 @@ def class_detection(
     true_class, found_class = drawn[pairs.truth[match]], called[pairs.found[match]]
     called[pairs.found[match][true_class == 0]] = 0
     right = true_class[true_class == found_class]
-    return {k: _rates(*(int((those == k).sum()) for those in (right, drawn, called))) for k in classes}
+    counts = {k: [int((those == k).sum()) for those in (right, drawn, called)] for k in classes}
+    return {k: (2 * matches, true + given) for k, (matches, true, given) in counts.items()}
 
 
 def instance_scores(truth: Labels, found: Labels, radius_px: float = 12.0) -> dict[str, float]:

@@ -27,10 +27,11 @@ _WEIGHTS_FILE = "weights.safetensors"
 def write_bundle(recipe: Recipe, weights: dict[str, torch.Tensor], progress: Progress, out: Path) -> Path:
     """Write weights (half precision, batch-norm statistics in full), model.yaml and CARD.md into `out`; return it."""
     data = save({name: _stored(name, value) for name, value in weights.items()})
+    spec = spec_of(recipe, hashlib.sha256(data).hexdigest())  # first, so that what fails leaves the old bundle whole
     try:
         with replacing(out / _WEIGHTS_FILE) as file:
             file.write(data)
-        write_spec(spec_of(recipe, hashlib.sha256(data).hexdigest()), out)
+        write_spec(spec, out)
         with replacing(out / "CARD.md") as file:
             file.write(_card(recipe, progress, out).encode())
     except OSError as error:

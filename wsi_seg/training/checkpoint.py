@@ -14,6 +14,9 @@ from wsi_seg.files import replacing
 
 FILE = "checkpoint.pt"
 Weights = dict[str, torch.Tensor]
+_BUNDLE_TOO = "a model.yaml beside it too"
+# of an identity, what is validated: nothing depends on it before the first score, so that a file may be mended
+_VALIDATED = ("files", "validation_images")
 
 
 @dataclass
@@ -23,6 +26,7 @@ class Progress:
     step: steps that are done. best: the best score so far, at best_step. worse: epochs since then.
     plateaus, flat: how often the score stopped getting better, and for how many epochs it has not now.
     over: whether patience has ended it.
+    unjudged: the loss of the last step where it ends an epoch that has not been validated yet.
     """
 
     step: int = 0
@@ -32,11 +36,12 @@ class Progress:
     plateaus: int = 0
     flat: int = 0
     over: bool = False
+    unjudged: float | None = None
     best_weights: Weights | None = field(default=None, repr=False)
 
     def is_over(self, steps: int) -> bool:
         """Tell whether nothing is left to be done of so many steps."""
-        return self.over or self.step >= steps
+        return self.over or (self.step >= steps and self.unjudged is None)
 
     def judge(self, score: float, weights: Weights, wait: int, patience: int | None) -> None:
         """Take in the score of an epoch."""
@@ -63,7 +68,10 @@ def save(path: Path, identity: dict[str, Any], progress: Progress, learner: dict
 
 
 def load(path: Path, identity: dict[str, Any] | None) -> tuple[Progress, dict[str, Any]] | None:
-    """Return the state, None where there is none; ResumeError where it belongs to another run than the one given."""
+    """Return the state, None where there is none; ResumeError where it belongs to another run than the one given.
+
+    What is validated may be another as long as there is no score.
+    """
     if not path.is_file():
         return None
     try:
@@ -71,12 +79,15 @@ def load(path: Path, identity: dict[str, Any] | None) -> tuple[Progress, dict[st
         of, progress, learner = state["recipe"], Progress(**state["progress"]), state["learner"]
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ResumeError(f"{path}: is no checkpoint ({reason}); remove it to begin anew") from None
-    changed = sorted(_changed(of, identity or {}))
+        raise ResumeError(f"{path}: is no checkpoint ({reason}); remove it to begin anew, and {_BUNDLE_TOO}") from None
+    changed = _changed(of, identity or {})
+    if progress.best is None and "learned_files" in of.keys() - changed:
+        changed = {key for key in changed if key not in _VALIDATED and not key.startswith("validation.")}
     if changed:
+        told = ", ".join(sorted(changed - {"learned_files"}))  # which are among "files"
         raise ResumeError(
-            f"{path}: belongs to another recipe, or other data (changed: {', '.join(changed)}); choose another --out, "
-            "or remove it"
+            f"{path}: belongs to another recipe, or other data (changed: {told}); choose another --out, or remove it, "
+            f"and {_BUNDLE_TOO}"
         )
     return progress, learner
 

@@ -28,12 +28,14 @@ def identity_of(recipe: Recipe, data: Data) -> dict[str, Any]:
     facts = recipe.model_dump(mode="json", exclude={*_TOLD, *files})
     weights = recipe.network.encoder_weights
     facts["network"]["encoder_weights"] = weights if weights in (None, IMAGENET) else _hash(Path(weights))
+    learned, held = ([_contents(item, recipe) for item in items] for items in (data.learned, data.validation))
     return {
         **facts,
         "images": [_digest([_facts(item) for item in items]) for items, _ in data.train],
         "validation_images": _digest([_facts(item) for item in data.validation]),
         "class_values": values_of(recipe, data.train),
-        "files": _digest([_contents(item, recipe) for item in [*data.learned, *data.validation]]),
+        "files": _digest([*learned, *held]),
+        "learned_files": _digest(learned),
         "start": None if recipe.init_from is None else start_of(recipe.init_from).spec.weights.sha256,
         "stain": None if recipe.stain_norm is None else read_target(recipe.stain_norm).model_dump(mode="json"),
     }

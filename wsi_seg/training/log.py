@@ -32,10 +32,10 @@ class Journal:
         self._blank = dict.fromkeys(scores, math.nan)
         self._clock = time.perf_counter()
 
-    def begin(self, step: int) -> None:
-        """Drop what was written of steps after this one, which are done again after a kill."""
+    def begin(self, step: int, judged: bool) -> None:
+        """Drop what comes again: what was written of later steps, and, if it is not judged, of the epoch it ends."""
         self._losses.keep_until(step)
-        self._scores.keep_until(step)
+        self._scores.keep_until(step if judged else step - 1)
 
     def step(self, done: int, rate: float, means: Mapping[str, float]) -> None:
         if done % LOG_EVERY == 0 or done == self._steps:

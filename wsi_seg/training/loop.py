@@ -61,40 +61,50 @@ def train(
     learner = Learner(recipe, device, team)
     if state is not None:
         learner.restore(state)
-        tell(f"continuing at step {progress.step} of {schedule.steps}")
-    elif learner.anew:
-        tell(f"made anew, since {recipe.init_from} has another head: {', '.join(learner.anew)}")
-    if has_classes(recipe.network.head) and (untyped := without_types(recipe, data.train)):
-        tell(f"teaches nothing of classes, since it has no types/: {', '.join(untyped)}")
+    _tell_first(recipe, data, learner, progress, tell)
     feed = _feed(recipe, data, device, team)
     judge = Judge(recipe, data.validation, device) if recipe.validation and team.leads else None
     journal = Journal(out, tuple(recipe.losses.weights), SHOWN, schedule.steps, tell)
-    team.lead(lambda: journal.begin(progress.step))
+    team.lead(lambda: journal.begin(progress.step, progress.unjudged is None))
+    save = partial(team.lead, lambda: checkpoint.save(path, identity, progress, learner.state()))
+    end_epoch = partial(_end_epoch, recipe, learner, progress, team, judge, journal, out, save)
 
+    if progress.unjudged is not None:  # it ended while it validated
+        end_epoch()
     while not progress.is_over(schedule.steps):
         rate = rate_at(progress.step, schedule, progress.plateaus)
         means = learner.step(progress.step, feed, progress.plateaus)
         progress.step += 1
         stopping = team.lead(partial(_note, journal, progress.step, rate, means, run / STOP_FILE))
         epoch_ends = progress.step % schedule.epoch_steps == 0 or progress.step == schedule.steps
-        if epoch_ends:
-            _end_epoch(recipe, learner, progress, means["loss"], team, judge, journal, out)
+        progress.unjudged = means["loss"] if epoch_ends else None
         if epoch_ends or stopping or progress.step % schedule.checkpoint_every == 0:
-            team.lead(partial(checkpoint.save, path, identity, progress, learner.state()))
+            save()  # before validation too, which takes its time and may find a file that is damaged
+        if epoch_ends:
+            end_epoch()
         if stopping:
             tell(f"stopped at step {progress.step}")
             break
 
     if progress.over:
         tell(f"ended at step {progress.step}: nothing was better than step {progress.best_step}")
-    weights = progress.best_weights or learner.average.values
-    return team.lead(partial(write_bundle, recipe, weights, progress, out))
+    return team.lead(lambda: write_bundle(recipe, progress.best_weights or learner.average.values, progress, out))
 
 
 def _seen(recipe: Recipe, data: Data) -> list[Member]:
     """Return which image is in which split, of this training and of those that its start was made by."""
     start = None if recipe.init_from is None else start_of(recipe.init_from).folder / SPLIT_FILE
     return with_earlier(members(data), read_splits(start) if start and start.is_file() else ())
+
+
+def _tell_first(recipe: Recipe, data: Data, learner: Learner, progress: checkpoint.Progress, tell: Tell) -> None:
+    """Tell where it goes on from, and what is not learned."""
+    if progress.step:
+        tell(f"continuing at step {progress.step} of {recipe.schedule.steps}")
+    elif learner.anew:
+        tell(f"made anew, since {recipe.init_from} has another head: {', '.join(learner.anew)}")
+    if has_classes(recipe.network.head) and (untyped := without_types(recipe, data.train)):
+        tell(f"teaches nothing of classes, since it has no types/: {', '.join(untyped)}")
 
 
 def _feed(recipe: Recipe, data: Data, device: Device, team: Team) -> Feed:
@@ -113,13 +123,15 @@ def _end_epoch(
     recipe: Recipe,
     learner: Learner,
     progress: checkpoint.Progress,
-    loss: float,
     team: Team,
     judge: Judge | None,
     journal: Journal,
     out: Path,
+    save: Callable[[], None],
 ) -> None:
-    """Validate, and note what came of it."""
+    """Validate, note what came of it, and save that."""
+    loss = progress.unjudged
+    assert loss is not None
     epoch, rule = -(-progress.step // recipe.schedule.epoch_steps), recipe.validation
 
     def scored() -> dict[str, float]:
@@ -130,6 +142,8 @@ def _end_epoch(
     scores = team.lead(scored)
     if rule is not None:
         progress.judge(scores[rule.metric], learner.average.values, recipe.schedule.wait, rule.patience)
+    progress.unjudged = None
+    save()
 
 
 def make_folder(out: Path) -> None:

@@ -45,7 +45,7 @@ def train_with_ray(
         }
         trainer = TorchTrainer(
             _work,  # type: ignore[arg-type]
-            train_loop_config={"recipe": recipe.model_dump(mode="json"), "device": device, **folders},
+            train_loop_config={"recipe": sent(recipe), "device": device, **folders},
             torch_config=TorchConfig(timeout_s=_PATIENCE_S),
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=device == "cuda", resources_per_worker=_share(workers, cores, device)
@@ -67,6 +67,14 @@ def train_with_ray(
     if isinstance(outcome, WsiSegError):
         raise outcome
     return out
+
+
+def sent(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as its workers read it: with what was written in it alone.
+
+    Options of a form of annotation that only have their defaults would there be as good as written, and be refused.
+    """
+    return recipe.model_dump(mode="json", exclude_unset=True)
 
 
 def device_of(wanted: DeviceChoice, workers: int, cores: int, gpus: int) -> Device:

@@ -202,6 +202,12 @@ class Schedule(Strict):
         return self
 
 
+class _OfVolumes(Strict):
+    """What a recipe reads otherwise where the network is for volumes; in it, mistakes have their whole key."""
+
+    augmentation: VolumeAugmentation = VolumeAugmentation()
+
+
 class Recipe(Strict):
     """A training run. The same recipe and data give the same weights, to the bit on one CPU.
 
@@ -235,7 +241,11 @@ class Recipe(Strict):
         name = make.get("architecture") if isinstance(make, Mapping) else None
         if name not in ARCHITECTURES.names() or dimensions_of(str(name)) == 2:
             return values
-        return {**values, "augmentation": VolumeAugmentation.model_validate(values.get("augmentation", {}))}
+        given = {"augmentation": values["augmentation"]} if "augmentation" in values else {}
+        try:
+            return {**values, "augmentation": check(_OfVolumes, given, _OfVolumes.__name__).augmentation}
+        except UsageError as error:
+            raise ValueError(str(error).removeprefix(f"{_OfVolumes.__name__}: ")) from None
 
     @model_validator(mode="after")
     def _losses_fit(self) -> Self:

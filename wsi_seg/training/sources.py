@@ -25,6 +25,8 @@ from wsi_seg.volumes.preparing import prepare_volumes
 
 AnyItem = Item | VolumeItem
 Sources = list[tuple[list[AnyItem], float]]  # images or volumes, and the share of the crops that comes from them
+_OF_OVERLAP = ("dice", "iou")
+_METRICS = (*_OF_OVERLAP, "aji", "aji_plus", "pq", "f1_iou50", "dice_class")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def gather(recipe: Recipe, data_root: Path, prepared: Path) -> Data:
                 "of its own"
             )
     if rule is not None:
-        _check_metric(rule, recipe.network.head, spread_over(held, rule.images))
+        _check_metric(rule, recipe.network.head, held)
     data = Data(train, held, opened(recipe.test))
     check(members(data))
     _check_suited(recipe, data)
@@ -133,16 +135,31 @@ def values_of(recipe: Recipe, train: Sources) -> tuple[tuple[int, ...], ...]:
 
 def _check_metric(rule: Validation, head: Head, items: Sequence[AnyItem]) -> None:
     """Raise UsageError where the annotations of what is validated do not define the metric that decides."""
-    defined = ["dice", "iou"]
-    if any(item.instances for item in items):
-        defined += ["aji", "aji_plus", "pq", "f1_iou50"]
-    if has_classes(head) and any(isinstance(item, Item) and item.types for item in items):
-        defined.append("dice_class")
+    defined = [m for m in _METRICS if m in _OF_OVERLAP or any(_defines(item, m, head) for item in items)]
     if rule.metric not in defined:
         raise UsageError(
             f"validation.metric is {rule.metric}, which the annotations do not define, or not with head {head}; "
             f"expected one of {', '.join(defined)}"
         )
+
+
+def _defines(item: AnyItem, metric: str, head: Head) -> bool:
+    """Tell whether the annotations of an item say what a metric compares with."""
+    if metric == "dice_class":
+        return has_classes(head) and isinstance(item, Item) and item.types is not None
+    return metric in _OF_OVERLAP or item.instances
+
+
+def validated(rule: Validation, head: Head, items: Sequence[AnyItem]) -> list[AnyItem]:
+    """Return which items of those held out are scored after each epoch: evenly spread over their groups.
+
+    Where none of these defines the metric that decides, the last gives way to the first item that does.
+    """
+    chosen = spread_over(items, rule.images)
+    defining = [item for item in items if _defines(item, rule.metric, head)]
+    if not defining or any(_defines(item, rule.metric, head) for item in chosen):
+        return chosen
+    return [*chosen[:-1], defining[0]]
 
 
 def open_source(source: Source, data_root: Path, prepared: Path, volumes: bool) -> list[AnyItem]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from wsi_seg.architectures import encoder_of
 from wsi_seg.backends import DeviceChoice, choose_device
-from wsi_seg.bundles import SPLIT_FILE, bundles_folder, read_bundle, start_of
+from wsi_seg.bundles import SPEC_FILE, SPLIT_FILE, bundles_folder, read_bundle, start_of
 from wsi_seg.config import Preprocessing
 from wsi_seg.dataset import Item
 from wsi_seg.errors import OutputError, UsageError
@@ -103,6 +103,7 @@ def train_recipe(
 def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[Item]:
     """Raise what is wrong with any stage before the first is trained; return the test images, which are the last's."""
     make_folder(where.out)
+    _expect_no_other_bundle(plan, folders, where.out)
     found = []
     for number, recipe in enumerate(plan.stages):
         check_portions(recipe, where.workers)
@@ -142,6 +143,32 @@ def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[It
             check_unseen(f"validation of stage {recipe.name}", data.validation, own.learned, name)
         begun_with[_path_of(folders[recipe.name])] = [*before, (recipe.name, data)]
     return [item for item in test if isinstance(item, Item)]
+
+
+def _expect_no_other_bundle(plan: Plan, folders: Mapping[str, Path], out: Path) -> None:
+    """Raise OutputError where the training would replace the bundle that it begins with, or one that it has not made.
+
+    What it has made itself is known from the checkpoint beside it, or of several stages in the folder of one.
+    """
+    written, earlier = list(dict.fromkeys([*folders.values(), out])), set[str]()
+    for recipe in plan.stages:
+        if recipe.init_from is not None and recipe.init_from not in earlier:
+            start = start_of(recipe.init_from).folder
+            for folder in written:
+                if folder.is_dir() and folder.samefile(start):
+                    raise OutputError(
+                        f"{folder}: is the bundle that stage {recipe.name} begins with, which its own would replace; "
+                        "choose another --out"
+                    )
+        earlier.add(_path_of(folders[recipe.name]))
+    trained = [folder for folder in folders.values() if (folder / CHECKPOINT).is_file()]
+    for folder in written:
+        made_here = folder in trained if folder in folders.values() else bool(trained)
+        if (folder / SPEC_FILE).is_file() and not made_here:
+            raise OutputError(
+                f"{folder}: has a bundle that this would replace, and no {CHECKPOINT} that shows it to be its own; "
+                f"choose another --out, or remove its {SPEC_FILE} if the bundle may go"
+            )
 
 
 def _expect_same_make(recipe: Recipe, before: Recipe) -> None:

@@ -23,7 +23,7 @@ from wsi_seg.training.bundle import spec_of
 from wsi_seg.training.learner import make_network
 from wsi_seg.training.log import writing
 from wsi_seg.training.recipe import Recipe
-from wsi_seg.training.sources import AnyItem, spread_over
+from wsi_seg.training.sources import AnyItem, validated
 from wsi_seg.volume_dataset import VolumeItem
 
 SHOWN = ("aji", "aji_plus", "pq", "f1_iou50", "dice", "iou", "dice_class")  # columns of metrics.csv
@@ -35,7 +35,7 @@ class Judge:
     def __init__(self, recipe: Recipe, items: Sequence[AnyItem], device: Device) -> None:
         assert recipe.validation is not None
         self._rule = recipe.validation
-        self._items = spread_over(items, self._rule.images)
+        self._items = validated(self._rule, recipe.network.head, items)
         self._network = make_network(recipe, encoder_weights=False).eval()
         self._spec, self._device = spec_of(recipe), device
 
