@@ -53,9 +53,12 @@ def test_nuclei_are_found_where_people_drew_them(data_root: Path, model: wsi_seg
     assert 2 * (truth & found).sum() / (truth.sum() + found.sum()) > 0.7
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3)), np.zeros((0, 5, 3), np.uint8)])
-def test_what_is_no_rgb_picture_is_refused(wrong: RGB, model: wsi_seg.Model) -> None:
-    with pytest.raises(UsageError, match="expected uint8 RGB"):
+WRONG = [np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3)), np.zeros((0, 5, 3), np.uint8), "a.png", None, [[[1, 2, 3]]]]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_no_rgb_picture_is_refused(wrong: Any, model: wsi_seg.Model) -> None:
+    with pytest.raises(UsageError, match=r"expected (a NumPy array, )?uint8 RGB"):
         wsi_seg.segment_image(wrong, model, 0.25)
 
 
@@ -63,6 +66,7 @@ def test_what_is_no_rgb_picture_is_refused(wrong: RGB, model: wsi_seg.Model) -> 
     ("mpp", "options", "reason"),
     [
         ("0.25", {}, "mpp is '0.25'; expected a number"),
+        (None, {}, "mpp is None; expected a number"),
         (0.0, {}, "mpp is 0.0; expected micrometres per pixel"),
         (0.25, {"measurements": "all"}, "measurements: Input should be 'none', 'basic' or 'full'"),
     ],
@@ -87,11 +91,31 @@ def test_a_model_of_volumes_takes_no_picture(model: wsi_seg.Model) -> None:
         (0.25, -3, "spacing is -3; expected micrometres"),
         (0.25, "1", "spacing is '1'; expected a number"),
         ("1", None, "mpp is '1'; expected a number"),
+        (None, None, "mpp is None; expected a number"),
     ],
 )
 def test_what_segment_volume_cannot_take_is_told(mpp: Any, spacing: Any, reason: str, model: wsi_seg.Model) -> None:
     with pytest.raises(UsageError, match=f"^{reason}"):
         wsi_seg.segment_volume(np.zeros((2, 9, 9), np.uint8), model, mpp, spacing=spacing)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((9, 9), np.uint8), np.zeros((2, 9, 9)), [[[1, 2]]], "a.tif"])
+def test_what_is_no_volume_is_refused(wrong: Any, model: wsi_seg.Model) -> None:
+    with pytest.raises(UsageError, match=r"expected (a NumPy array, )?uint8 or uint16 of shape \(Z, Y, X\)"):
+        wsi_seg.segment_volume(wrong, model, 0.25)
+
+
+def test_a_model_is_loaded_first() -> None:
+    name: Any = "effunetpp"
+    for call, shape in ((wsi_seg.segment_image, (9, 9, 3)), (wsi_seg.segment_volume, (2, 9, 9))):
+        with pytest.raises(UsageError, match=r"The model is 'effunetpp'; expected what wsi_seg.load_model returns"):
+            call(np.zeros(shape, np.uint8), name, 0.25)
+
+
+def test_a_volume_may_have_any_byte_order(model: wsi_seg.Model) -> None:
+    values = np.random.default_rng(0).integers(0, 4000, (2, 64, 64)).astype(np.uint16)
+    native, other = (wsi_seg.segment_volume(v, model, 0.25).labels for v in (values, values.astype(">u2")))
+    assert np.array_equal(native, other)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +129,8 @@ def test_what_segment_volume_cannot_take_is_told(mpp: Any, spacing: Any, reason:
         ({"executor": "local", "precision": "fp32"}, "precision is set by the run itself"),
         ({"executor": "local", "stain": None}, "stain is set by the run itself, and was given; give .* as stain_norm"),
         ({"executor": "local", "spacing": 1.0}, "--spacing is for volumes, and no slide is one"),
+        ({"executor": "local", "memory": 4e9}, "--memory 4000000000.0: is no amount of memory; expected a number and"),
+        ({"executor": "local", "memory": 0}, "--memory 0: is no amount of memory; expected a number and its unit"),
         ({"executor": "local", "mpp": "0.25"}, "--mpp is '0.25'; expected a number"),
         ({"executor": "local", "max_gigapixels": "1"}, "--max-gigapixels is '1'; expected a number"),
     ],

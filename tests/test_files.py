@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from wsi_seg.files import do_all, files_in, replacing, write_into
+from wsi_seg.errors import OutputError
+from wsi_seg.files import do_all, files_in, local, replacing, write_into
 
 
 def test_the_new_content_stands_under_the_name_only_at_the_end(tmp_path: Path) -> None:
@@ -87,3 +88,14 @@ def test_all_files_of_a_folder_are_found(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert set(files_in(tmp_path)) == paths
+
+
+@pytest.mark.parametrize("given", ["out", "/a/b", "C:/slides", "a:b/c", Path("there")])
+def test_a_path_is_a_place_on_this_machine(given: str | Path) -> None:
+    assert local(given) == Path(given)
+
+
+@pytest.mark.parametrize("given", ["s3://bucket/out", "file:///tmp/out", Path("s3://bucket/out")])
+def test_a_url_is_not(given: str | Path) -> None:
+    with pytest.raises(OutputError, match="is a URL; expected a place on this machine"):
+        local(given)

@@ -46,7 +46,7 @@ from wsi_seg.stopwatch import Stopwatch
 from wsi_seg.volume_dataset import check_spacing
 from wsi_seg.volumes import segment
 from wsi_seg.volumes.objects import Objects
-from wsi_seg.volumes.reading import Volume, is_volume
+from wsi_seg.volumes.reading import is_volume, volume_of
 
 ExecutorChoice = Literal["ray", "local"]
 
@@ -106,7 +106,7 @@ def segment_image(
     allow_upsampling: also take a picture over 2.2 times coarser than the model.
     """
     source = SlideSource("image", "image", mpp)
-    _check_um(mpp, None)
+    _check_given(model, mpp)
     _check_dimensions([source], model.spec)
     given = {"measurements": measurements, "allow_upsampling": allow_upsampling, "stain": model.spec.stain}
     settings = run_settings({**given, "block_px": LABEL_CHUNK_PX, "tissue": "all"}, "cpu")
@@ -134,10 +134,8 @@ def segment_volume(
 
     values: (Z, Y, X) uint8 or uint16 grey. mpp, spacing: micrometres per voxel along y and x, and along z, if known.
     """
-    if values.ndim != 3 or values.dtype not in (np.uint8, np.uint16) or not values.size:
-        raise UsageError(f"The volume is {values.dtype} {values.shape}, expected uint8 or uint16 of shape (Z, Y, X)")
-    _check_um(mpp, spacing)
-    volume = Volume("volume", values, mpp, spacing, fingerprint="")
+    _check_given(model, mpp, spacing)
+    volume = volume_of(values, mpp, spacing)
     return segment.segment_volume(volume, MapSource(model.network), Stopwatch(), allow_upsampling=allow_upsampling)
 
 
@@ -178,7 +176,7 @@ def run(
     settings = _with_stain(settings, stain_norm, bundle.spec, sources)
     run_settings(settings, "cpu")  # what is wrong is said before anything starts
     how: dict[str, Any] = {"executor": executor, "address": address, "device": device, "backend": backend}
-    how |= {"batch_size": batch_size, "memory": parse_bytes(memory) if memory else None}
+    how |= {"batch_size": batch_size, "memory": None if memory is None else parse_bytes(memory)}
     how |= {"max_gigapixels": max_gigapixels, "store": store}
     request = Request(str(bundle.folder.absolute()), tuple(sources), settings, how)
     return _do(request, folder, progress or Silent(), [source.name for source in sources] if overwrite else [])
@@ -213,7 +211,7 @@ def retry(
     """
     folder = run_folder(out).absolute()
     how: dict[str, Any] = {"executor": executor, "address": address, "device": device, "backend": backend}
-    how |= {"batch_size": batch_size, "memory": parse_bytes(memory) if memory else None}
+    how |= {"batch_size": batch_size, "memory": None if memory is None else parse_bytes(memory)}
     how |= {"max_gigapixels": max_gigapixels}
     return [
         result
@@ -337,6 +335,13 @@ def named_slides(
             "it out, and a volume that is damaged will say so"
         )
     return [replace(s, spacing=spacing) if s.volume else s for s in found]
+
+
+def _check_given(model: object, mpp: float, spacing: float | None = None) -> None:
+    if not isinstance(model, Model):
+        raise UsageError(f"The model is {model!r}; expected what wsi_seg.load_model returns")
+    _check_number(mpp, "mpp")
+    _check_um(mpp, spacing)
 
 
 def _check_um(mpp: float | None, spacing: float | None, dashes: str = "") -> None:

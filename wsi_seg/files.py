@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TypeVar
+
+from wsi_seg.errors import OutputError
 
 Item = TypeVar("Item")
 
@@ -25,6 +28,13 @@ def cache_folder() -> Path:
     """Return where copies of slides are kept, each in a folder, and converted networks, in files."""
     given = os.environ.get(CACHE_VARIABLE)
     return Path(given) if given else Path.home() / ".cache" / "wsi_seg"
+
+
+def local(path: str | Path) -> Path:
+    """Return the path of what is to be written; OutputError for a URL, of whose slashes a Path keeps but one."""
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise OutputError(f"{path}: is a URL; expected a place on this machine: write there, then copy it")
+    return Path(path)
 
 
 @contextmanager

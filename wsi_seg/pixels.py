@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import IO
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -9,6 +11,8 @@ from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 _EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+_CODESTREAM = b"\xff\x4f\xff\x51"  # how one of JPEG 2000 begins, in a file of its own or in a box of JP2
+_MOST_BOXES = 1000
 _TURNED_BACK = {  # of each Orientation what undoes that Pillow has turned the picture
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,7 +58,8 @@ def stored_size(image: Image.Image) -> tuple[int, int]:
 
 def depth_problem(image: Image.Image) -> str:
     """Return why a picture of more than 8 bits, which Pillow would clip, is refused, else ""; before it is decoded."""
-    if image.mode in _EIGHT_BIT and not any("16" in _raw_mode(tile[3]) for tile in getattr(image, "tile", ())):
+    deep = any("16" in _raw_mode(tile[3]) for tile in getattr(image, "tile", ())) or _is_deep_jpeg2000(image)
+    if image.mode in _EIGHT_BIT and not deep:
         return ""
     return f"has more than 8 bits per channel (Pillow mode {image.mode}); scale it to 8 bits first"
 
@@ -62,3 +67,33 @@ def depth_problem(image: Image.Image) -> str:
 def _raw_mode(arguments: object) -> str:
     """Return how the values of a part of a file are laid out, such as RGB;16B; its decoder may be told more."""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _is_deep_jpeg2000(image: Image.Image) -> bool:
+    """Whether a JPEG 2000 has more than 8 bits, which Pillow tells of grey ones alone."""
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if image.format != "JPEG2000" or file is None:
+        return False
+    place = file.tell()
+    try:
+        return max(_jpeg2000_bits(file), default=0) > 8
+    finally:
+        file.seek(place)
+
+
+def _jpeg2000_bits(file: IO[bytes]) -> list[int]:
+    """Return the bits of each component of a JPEG 2000, as its codestream says; none where none is found."""
+    start = 0
+    for _ in range(_MOST_BOXES):
+        file.seek(start)
+        head = file.read(42)
+        if head.startswith(_CODESTREAM):
+            components = file.read(3 * int.from_bytes(head[40:42]))
+            return [(depth & 0x7F) + 1 for depth in components[::3]]  # the highest bit is of signed values
+        size, kind = int.from_bytes(head[:4]), head[4:8]
+        content = 16 if size == 1 else 8  # the size may follow in 8 bytes
+        size = int.from_bytes(head[8:16]) if size == 1 else size
+        if kind != b"jp2c" and size < content:
+            return []
+        start += content if kind == b"jp2c" else size
+    return []

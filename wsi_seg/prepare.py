@@ -37,7 +37,7 @@ from wsi_seg.annotations.volumes import OBSERVERS, agreement, read_masks
 from wsi_seg.config import StainProfile
 from wsi_seg.dataset import IMAGE_SUFFIXES, ITEM_COLUMNS, Item, mpp_of, open_dataset, refuse_too_large
 from wsi_seg.errors import OutputError, UsageError, suggest
-from wsi_seg.files import sync, sync_tree
+from wsi_seg.files import local, sync, sync_tree
 from wsi_seg.process import birth, machine_id
 from wsi_seg.sheet import Cell, colour_of, draw_sheet
 from wsi_seg.splits import by_ratio, group_of, write_splits
@@ -127,7 +127,7 @@ def prepare(
 @contextmanager
 def making(out: Path) -> Iterator[Path]:
     """Give a folder that becomes `out`, which must not exist, when the body is through; else nothing is kept."""
-    _check_name(out)
+    _check_name(local(out))
     if out.exists():
         raise OutputError(f"{out}: exists; give --out a name that is free, or remove it")
     folder = _beside(out)

@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 
 from wsi_seg.cli.main import _group
 
@@ -207,3 +209,25 @@ def test_a_full_disk_is_said_and_nothing_half_written_has_a_final_name(
     subprocess.run(["mount", "-o", "remount,size=50m", str(tiny_disk)], check=True)
     assert wsi_seg(*arguments).returncode == 0
     assert (tiny_disk / "out" / "small" / "run.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--predictions", "IMAGES/labels", "--data", "IMAGES", "--mpp", "0.25", "--out"],
+        ["quantise", "--model", "effunetpp", "--data", "IMAGES", "--mpp", "0.25", "--out"],
+        ["prepare", "IMAGES/images", "IMAGES/labels", "--form", "labels", "--mpp", "0.25", "--out"],
+        ["augment", "nuclei", "--data", "IMAGES", "--mpp", "0.25", "--crop-px", "64", "--preview"],
+        ["demo", "--out"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_url_is_no_place_to_write_to(command: list[str], tmp_path: Path) -> None:
+    for part in ("images", "labels"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        Image.fromarray(np.full((96, 96), 7, np.uint8)).save(tmp_path / "data" / part / "a.png")
+    arguments = [word.replace("IMAGES", str(tmp_path / "data")) for word in command]
+    done = wsi_seg(*arguments, "s3://bucket/new", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "s3:/bucket/new: is a URL" in done.stderr or "s3://bucket/new: is a URL" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 from ome_zarr_models import open_ome_zarr
 
 from wsi_seg import ngff
+from wsi_seg.cli.convert import convert as command
 from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.slides import convert as module
 from wsi_seg.slides import open_slide
@@ -83,6 +85,15 @@ def test_a_failure_leaves_nothing(pyramid: str, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OutputError, match="No space left"):
         convert(open_slide(pyramid), str(tmp_path / "a.zarr"))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a.zarr", "file:///tmp/a.zarr"])
+def test_a_url_is_no_folder_to_convert_to(pyramid: str, url: str, tmp_path: Path) -> None:
+    with CliRunner().isolated_filesystem(tmp_path) as here:
+        done = CliRunner().invoke(command, [pyramid, url])
+        assert isinstance(done.exception, OutputError)
+        assert str(done.exception).startswith(f"{url}: is a URL; expected a place on this machine")
+        assert os.listdir(here) == []
 
 
 def test_unknown_version(pyramid: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,31 @@ def test_stems(path: str, expected: str) -> None:
 def test_dicom_series_are_one_slide(data_root: Path) -> None:
     sources = find_slides([str(data_root / "slides/openslide_fixtures")])
     assert [source.name for source in sources if source.path.endswith(".dcm")] == ["boxes_0"]
+
+
+class TestDicomWithoutSuffix:
+    @pytest.fixture
+    def folder(self, data_root: Path, tmp_path: Path) -> Path:
+        """Two series as archives keep them: files named by their UIDs, or just numbered, and an index."""
+        slides = data_root / "slides"
+        for name, file in {"1.2.840.7": "boxes_0.dcm", "1.2.840.8": "boxes_1.dcm"}.items():
+            shutil.copy(slides / "openslide_fixtures" / file, tmp_path / name)
+        shutil.copy(slides / "ezwsi_camelyon_multiframe.dcm", tmp_path / "I0000")
+        shutil.copy(tmp_path / "1.2.840.7", tmp_path / "DICOMDIR")
+        touch(tmp_path, "README", "LICENSE.2")
+        return tmp_path
+
+    def test_is_found(self, folder: Path) -> None:
+        for inputs in (folder, folder / "*"):
+            assert [Path(source.path).name for source in find_slides([str(inputs)])] == ["1.2.840.7", "I0000"]
+
+    def test_a_folder_is_one_series(self, folder: Path) -> None:
+        with pytest.raises(
+            SlideError, match=r"holds 2 DICOM series; expected one: give a file .*, as 1.2.840.7, I0000"
+        ):
+            open_slide(str(folder))
+        (folder / "I0000").unlink()
+        assert open_slide(str(folder)).dimensions_l0 == (16, 16)
 
 
 def test_broken_dicom_stays_a_slide(tmp_path: Path) -> None:

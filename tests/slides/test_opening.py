@@ -133,10 +133,33 @@ def test_a_huge_picture_is_not_decoded(picture: RGB, tmp_path: Path, monkeypatch
     assert "too large" in refusal(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize(("dpi", "mpp"), [(72, None), (96, None), (300, None), (101_600, 0.25), (50_800, 0.5)])
-def test_mpp_of_a_png(tmp_path: Path, dpi: int, mpp: float | None) -> None:
-    Image.new("RGB", (64, 48)).save(tmp_path / "a.png", dpi=(dpi, dpi))
-    assert open_slide(str(tmp_path / "a.png")).mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-4))
+DPI = [(72, None), (300, None), (600, None), (1200, None), (2400, None), (50_800, 0.5), (101_600, 0.25)]
+PICTURES = [(suffix, *each) for suffix in ("png", "bmp", "tif", "tiled.tif") for each in DPI]
+
+
+@pytest.mark.parametrize(("suffix", "dpi", "mpp"), [*PICTURES, ("jpg", 1200, None), ("jpg", 50_800, 0.5)])
+def test_mpp_of_a_plain_picture(tmp_path: Path, suffix: str, dpi: int, mpp: float | None) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "tiled.tif":
+        pixels = np.zeros((300, 310, 3), np.uint8)
+        tifffile.imwrite(path, pixels, photometric="rgb", tile=(128, 128), resolution=(dpi, dpi), resolutionunit="INCH")
+    else:
+        Image.new("RGB", (64, 48)).save(path, dpi=(dpi, dpi))
+    assert open_slide(str(path)).mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("form", ["jp2", "j2k"])
+def test_jpeg_2000_of_more_than_8_bits_is_refused(picture: RGB, tmp_path: Path, form: str, bits: int) -> None:
+    import imagecodecs
+
+    pixels = picture[:80, :90].astype(np.uint16 if bits > 8 else np.uint8)
+    coded = imagecodecs.jpeg2k_encode(pixels, codecformat=form, reversible=True, level=0, bitspersample=bits)
+    (tmp_path / f"a.{form}").write_bytes(coded)
+    if bits == 8:
+        np.testing.assert_array_equal(open_slide(str(tmp_path / f"a.{form}")).level(0).compute(), pixels)
+    else:
+        assert "has more than 8 bits per channel" in refusal(tmp_path / f"a.{form}")
 
 
 def test_anisotropic_pixels(tmp_path: Path) -> None:
@@ -245,6 +268,31 @@ def test_ngff_converts_units(tmp_path: Path) -> None:
     slide = open_slide(str(tmp_path / "a.zarr"))
     assert slide.mpp == pytest.approx(0.25)
     assert slide.level(0).compute().shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "mpp", "told"),
+    [
+        (None, None, False),
+        ([{"type": "identity"}], None, False),
+        ([{"type": "translation", "translation": [0.5, 0.5]}], None, False),
+        ([{"type": "scale", "scale": [0.25, 0.25]}], 0.25, False),
+        ([{"type": "scale", "path": "s"}], None, True),
+    ],
+)
+def test_without_a_scale_the_mpp_is_unknown(
+    tmp_path: Path, given: list[Any] | None, mpp: float | None, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.zarr"
+    write_ngff(path, np.zeros((30, 40), np.uint8), "yx", "micrometer")
+    image: Any = dict(zarr.open_group(path).attrs)["multiscales"]
+    here: dict[str, Any] = {} if given is None else {"coordinateTransformations": given}
+    for of_level, of_all in ((here, {}), ({}, here)):
+        described: list[Any] = [{"axes": image[0]["axes"], "datasets": [{"path": "0", **of_level}], **of_all}]
+        zarr.open_group(path).attrs["multiscales"] = described
+        caplog.clear()
+        assert open_slide(str(path)).mpp == mpp
+        assert ["scale is the path of an array" in message for message in caplog.messages] == [True] * told
 
 
 def write_ngff(path: Path, pixels: np.ndarray[Any, Any], axes: str, unit: str | None, step: float = 0.5) -> None:

@@ -165,7 +165,9 @@ def test_enlarges_with_a_warning(picture: RGB, caplog: pytest.LogCaptureFixture)
 
 def test_refuses_to_enlarge_too_far(picture: RGB) -> None:
     slide = ArraySource([picture], mpp=0.56)
-    with pytest.raises(MppError, match=r"memory.slide: .*0.56 um/px.*2.24 times finer.*--allow-upsampling"):
+    with pytest.raises(
+        MppError, match=r"memory.slide: .*0.56 um/px.*2.24 times finer.*--allow-upsampling, or give --mpp where"
+    ):
         slide.plane(0.25)
     assert slide.plane(0.25, allow_upsampling=True).array.shape[1] == round(1231 * 2.24)
 

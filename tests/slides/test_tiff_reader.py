@@ -116,6 +116,23 @@ def test_large_tiles_are_read_one_by_one(picture: RGB, tmp_path: Path, monkeypat
     np.testing.assert_array_equal(slide.level(0).compute(), picture)
 
 
+def test_large_strips_of_a_large_picture_are_read_one_by_one(
+    picture: RGB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "a.tif")
+    tifffile.imwrite(path, picture, photometric="rgb", compression="lzw", rowsperstrip=50, metadata=None)
+    monkeypatch.setattr("wsi_seg.slides.tiff_reader.WHOLE_ABOVE", 1000)
+    monkeypatch.setattr("wsi_seg.slides.tiff_reader.MOST_IN_CHUNK", picture.nbytes - 1)
+    slide = open_slide(path, 0.25)
+    assert slide.held_bytes() == 0
+    np.testing.assert_array_equal(slide.level(0)[130:300, 500:600].compute(), picture[130:300, 500:600])
+    monkeypatch.setattr("wsi_seg.slides.tiff_reader.MOST_IN_CHUNK", picture.nbytes)
+    assert open_slide(path, 0.25).held_bytes() == picture.nbytes
+    tifffile.imwrite(path, picture, photometric="rgb", compression="lzw", rowsperstrip=len(picture), metadata=None)
+    monkeypatch.setattr("wsi_seg.slides.tiff_reader.MOST_IN_CHUNK", picture.nbytes - 1)
+    assert type(open_slide(path, 0.25)).__name__ == "ImageSlide"
+
+
 @pytest.mark.parametrize("options", [{"compression": "zlib"}, {"tile": (128, 128)}, {"compression": "jpeg"}])
 def test_ycbcr_becomes_rgb(tmp_path: Path, options: dict[str, Any]) -> None:
     flat = Image.new("RGB", (300, 200), (200, 120, 180))

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.stain.contract import RGB
 from wsi_seg.cli.stain import stain
 from wsi_seg.errors import OutputError, UsageError
-from wsi_seg.stain.normaliser import read_target
+from wsi_seg.stain.normaliser import read_target, write_target
 from wsi_seg.stain.preview import draw_preview
 
 
@@ -49,3 +49,17 @@ def test_what_is_wrong_is_told(picture: RGB, tmp_path: Path) -> None:
     CliRunner().invoke(stain, ["fit", "--out", str(tmp_path / "t.json")])
     with pytest.raises(OutputError, match="cannot be written"):
         draw_preview(tmp_path / "no" / "sheet.png", [("a", picture)], read_target(tmp_path / "t.json"))
+
+
+def test_a_url_is_no_file_to_write(picture: RGB, tmp_path: Path) -> None:
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    image, target, url = str(tmp_path / "a.png"), str(tmp_path / "t.json"), "s3://bucket/new"
+    CliRunner().invoke(stain, ["fit", image, "--out", target])
+    with CliRunner().isolated_filesystem(tmp_path) as here:
+        for options in (["fit", image, "--out", url], ["preview", image, "--target", target, "--out", url]):
+            done = CliRunner().invoke(stain, options)
+            assert isinstance(done.exception, OutputError)
+            assert str(done.exception).startswith("s3://bucket/new: is a URL; expected a place on this machine")
+        with pytest.raises(OutputError, match="is a URL"):
+            write_target(Path(url), read_target(target))
+        assert list(Path(here).iterdir()) == []

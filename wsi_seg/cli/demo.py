@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 
@@ -17,8 +15,9 @@ def demo(out: str, model: str, executor: str, overwrite: bool, verbose: bool) ->
     """Build a small slide of real H&E and find its nuclei: the way to see that everything works."""
     from wsi_seg.cli.run import run
     from wsi_seg.demo import make_demo_slide
+    from wsi_seg.files import local
 
-    slide, results = Path(out) / "slides" / "demo.tiff", Path(out) / "results"
+    slide, results = local(out) / "slides" / "demo.tiff", local(out) / "results"
     if not slide.is_file():
         make_demo_slide(slide)
     arguments = [str(slide.parent), "--model", model, "--out", str(results), "--executor", executor]

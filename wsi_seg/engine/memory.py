@@ -139,7 +139,7 @@ def _possible(device: Device, block_px: int | None, batch_size: int | None) -> l
 
 def parse_bytes(text: str) -> int:
     """Return the bytes that a text such as 4GB, 512M or 1.5GiB means; UsageError where it means none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt])(i?)b?", text.strip().lower())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt])(i?)b?", str(text).strip().lower())
     if not found or not float(found[1]):
         raise UsageError(f"--memory {text}: is no amount of memory; expected a number and its unit, such as 4GB")
     thousand = 1024 if found[3] else 1000

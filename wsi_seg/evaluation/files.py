@@ -22,7 +22,7 @@ from wsi_seg import metrics
 from wsi_seg.errors import OutputError
 from wsi_seg.evaluation.scoring import Row
 from wsi_seg.evaluation.summary import RESAMPLES, SEED, Interval, Summary
-from wsi_seg.files import replacing
+from wsi_seg.files import local, replacing
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -30,7 +30,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Give a folder that becomes `out` when all went well; OutputError where `out` exists or cannot be written."""
-    place = Path(os.path.realpath(out))
+    place = Path(os.path.realpath(local(out)))
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise OutputError(f"--out {out}: exists; choose another folder, or remove this one")
     if place == Path(os.path.realpath(".")) or os.path.ismount(place):
@@ -59,7 +59,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def check_file(path: Path, out: Path | None) -> None:
     """Raise OutputError where `write_json` could not write to `path`; out: a folder that will be there by then."""
-    place, folder = path.absolute(), None if out is None else out.absolute()
+    place, folder = local(path).absolute(), None if out is None else out.absolute()
     try:
         if place.is_dir() or place == folder:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))

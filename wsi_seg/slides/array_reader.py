@@ -17,6 +17,10 @@ class ArraySlide(Slide):
     """
 
     def __init__(self, image_rgb: RGB, mpp: float, path: str = "image") -> None:
+        if not isinstance(image_rgb, np.ndarray):
+            raise UsageError(
+                f"The image is of type {type(image_rgb).__name__}, expected a NumPy array, uint8 RGB of shape (Y, X, 3)"
+            )
         if image_rgb.ndim != 3 or image_rgb.shape[2] != 3 or image_rgb.dtype != np.uint8 or not image_rgb.size:
             raise UsageError(f"The image is {image_rgb.dtype} {image_rgb.shape}, expected uint8 RGB of shape (Y, X, 3)")
         self._image = image_rgb

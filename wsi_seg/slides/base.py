@@ -250,7 +250,7 @@ class Slide(ABC):
             raise MppError(
                 self.path,
                 f"{fact} (at most {MAX_ENLARGEMENT} is accepted); scan finer, use a model for coarser slides, "
-                "or pass --allow-upsampling",
+                "pass --allow-upsampling, or give --mpp where the file's pixel size is wrong",
             )
         log.warning("%s: %s; enlarging, expect worse results", self.path, fact)
 

@@ -13,6 +13,7 @@ import zarr
 
 from wsi_seg import ngff
 from wsi_seg.errors import OutputError
+from wsi_seg.files import local
 from wsi_seg.geometry import Box
 from wsi_seg.slides.base import RGB, Slide
 from wsi_seg.slides.paths import holds_zarr
@@ -33,9 +34,10 @@ def convert(
     zarr_format: "0.4" (Zarr v2, which QuPath reads) or "0.5" (Zarr v3 with shards: far fewer files).
     progress: called with (blocks done, blocks in all) after every block.
     Levels are halved by averaging until the longer side is at most 512. The folder gets its name when it is complete.
-    Raises OutputError when `out` exists and `overwrite` is not set.
+    Raises OutputError when `out` is a URL, or exists and `overwrite` is not set.
     """
     ngff.zarr_version(zarr_format)
+    local(out)
     out = out.rstrip("/")
     if os.path.lexists(out) and not overwrite:
         raise OutputError(f"{out} exists; expected a new name, or --overwrite to replace it")

@@ -1,9 +1,9 @@
 """Plain images, decoded whole through Pillow: PNG, JPEG, BMP, JPEG 2000, and TIFFs that nothing else reads.
 
 Pixel size: taken from the resolution that the file stores (pHYs, JFIF density, EXIF, TIFF tags), whose unit is the
-inch, centimetre or metre, only where it can be a microscope's (see `FILE_MPP_RANGE`): the 72, 96 and 300 dpi that
-programs write by habit are no pixel sizes. EXIF orientation is ignored: pixels are as stored. Transparent pixels are
-laid over white. More than 8 bits per channel are refused, not scaled.
+inch, centimetre or metre, only where it can be a microscope's (see `PICTURE_MPP`): the 72, 300 or 1200 dpi that
+programs and scanners of paper write are no pixel sizes. EXIF orientation is ignored: pixels are as stored. Transparent
+pixels are laid over white. More than 8 bits per channel are refused, not scaled.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from wsi_seg.geometry import Box
 from wsi_seg.pixels import depth_problem, rgb_of
 from wsi_seg.slides.base import RGB, Facts, Slide, UnsuitedError
 from wsi_seg.slides.fingerprint import file_digest
+from wsi_seg.slides.mpp import of_resolution
 
 _UM_PER_INCH = 25400.0
 _FORMATS = ("PNG", "JPEG", "BMP", "JPEG2000", "TIFF")  # others, such as EPS, start programs
@@ -58,7 +59,7 @@ class ImageSlide(Slide):
             x, y = (float(value) for value in self._dpi or ())
         except (TypeError, ValueError):
             return None
-        return (_UM_PER_INCH / x, _UM_PER_INCH / y) if x > 0 and y > 0 else None
+        return of_resolution(self.path, (_UM_PER_INCH / x, _UM_PER_INCH / y)) if x > 0 and y > 0 else None
 
     def _read_region(self, level: int, box: Box) -> RGB:
         pixels: RGB = self._get_handle()

@@ -6,20 +6,18 @@ import glob
 import hashlib
 import logging
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wsi_seg.errors import UsageError
 from wsi_seg.objectstore import url_problem
+from wsi_seg.slides import dicom
 from wsi_seg.slides.manifest import read_manifest
 from wsi_seg.slides.paths import SUFFIXES, is_zarr, safe_name, same_name, stem
 from wsi_seg.slides.remote import list_slides, names_one_slide
 
 log = logging.getLogger("wsi_seg")
-
-_DICOM = (".dcm", ".dicom")
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,9 @@ def _is_result(folder: str) -> bool:
 
 
 def _looks_like_slide(path: str) -> bool:
-    """Whether a file has a slide's ending; a link that leads nowhere is a slide that cannot be opened."""
+    """Whether a file has a slide's ending, or none and is DICOM; a link that leads nowhere is a slide that fails."""
+    if dicom.has_no_suffix(path):
+        return dicom.is_dicom(path)
     return (os.path.isfile(path) or not os.path.exists(path)) and _named_like_slide(path)
 
 
@@ -143,23 +143,10 @@ def _one_per_series(files: Iterable[str]) -> list[str]:
     """Return the files with only the first of each DICOM series of a folder, which stands for all of them."""
     kept: dict[tuple[str, str], str] = {}
     for file in files:
-        series = _series(file) if file.lower().endswith(_DICOM) else ""
+        is_dicom = file.lower().endswith(dicom.SUFFIXES) or dicom.has_no_suffix(file)
+        series = dicom.series_of(file) if is_dicom else ""
         kept.setdefault((os.path.dirname(file), series) if series else (file, ""), file)
     return list(kept.values())
-
-
-def _series(path: str) -> str:
-    """Return a DICOM file's SeriesInstanceUID; empty where there is none, and opening it will then say why."""
-    import pydicom
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
-            return str(header.get("SeriesInstanceUID", ""))
-    except Exception:
-        # Whatever is wrong with the file is that slide's error, not the run's.
-        return ""
 
 
 def _named(sources: list[SlideSource], kept: Mapping[str, str]) -> list[SlideSource]:

@@ -13,8 +13,11 @@ MPP_RANGE = (0.01, 200.0)
 """Micrometres per pixel that a person may give."""
 FILE_MPP_RANGE = (0.01, 50.0)
 """Micrometres per pixel believed of a file: 72, 96 and 300 dpi (353, 265, 85) are screen and print defaults."""
+PICTURE_MPP = 5.0
+"""The most that is believed of a plain picture's resolution: 600, 1200 and 2400 dpi (42, 21, 11) are scanners' too."""
 ANISOTROPY_TOLERANCE = 0.05
 """Pixels count as square, and two sources as agreeing, up to this difference."""
+_UM_PER_INCH = 25400.0
 HOW_TO_GIVE = "give it with --mpp, in a CSV manifest with the columns path and mpp, or as resolution tags in the file"
 
 
@@ -28,6 +31,14 @@ def check_mpp(mpp: float, what: str) -> None:
 def plausible(mpp_xy: tuple[float, float] | None) -> bool:
     """Whether a file's (x, y) pixel size can be a microscope's."""
     return mpp_xy is not None and all(FILE_MPP_RANGE[0] <= mpp <= FILE_MPP_RANGE[1] for mpp in mpp_xy)
+
+
+def of_resolution(path: str, mpp_xy: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return the (x, y) pixel size that follows from a plain picture's resolution; None where it is a mere habit."""
+    if mpp_xy is None or min(mpp_xy) <= PICTURE_MPP:
+        return mpp_xy
+    log.info("%s: ignored a resolution of %.4g dpi, as pictures of paper have", path, _UM_PER_INCH / min(mpp_xy))
+    return None
 
 
 def settle_mpp(path: str, given: float | None, mpp_xy: tuple[float, float] | None) -> float | None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from wsi_seg.errors import SlideError, SlideOpenError
 from wsi_seg.objectstore import url_problem
+from wsi_seg.slides import dicom, scenes
 from wsi_seg.slides.base import Slide, UnsuitedError
 from wsi_seg.slides.paths import is_zarr
 from wsi_seg.slides.remote import Copy, is_remote_file
@@ -21,7 +24,10 @@ SUPPORTED = (
 )
 _JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")
-_TIATOOLBOX_SUFFIXES = (".dcm", ".dicom", ".jp2", ".j2k", ".qptiff")
+_SHOWN = 3  # of the files to choose from
+_FIRST_PAGES = 256
+_JPEGS, _TOGETHER = (6, 7), 1  # TIFF's numbers of compressions, and of samples that are not in planes of their own
+_TIATOOLBOX_SUFFIXES = (*dicom.SUFFIXES, ".jp2", ".j2k", ".qptiff")
 
 
 def open_slide(path: str, mpp: float | None = None) -> Slide:
@@ -68,11 +74,16 @@ def _open_remote(url: str, mpp: float | None) -> Slide:
 
 def _open_folder(path: str, mpp: float | None) -> Slide:
     """Open a DICOM folder by the first of its files; readers find the rest of the series beside it."""
-    for entry in sorted(os.listdir(path)):
-        file = os.path.join(path, entry)
-        if os.path.isfile(file) and _head(file)[128:132] == b"DICM":
-            return _first_that_opens(file, mpp)
-    raise SlideOpenError(path, "is a folder with neither Zarr nor DICOM in it; give the slides in it one by one")
+    inside = (os.path.join(path, entry) for entry in sorted(os.listdir(path)))
+    files = [file for file in inside if dicom.is_dicom(file)]
+    if not files:
+        raise SlideOpenError(path, "is a folder with neither Zarr nor DICOM in it; give the slides in it one by one")
+    series = {dicom.series_of(file): file for file in reversed(files)}
+    series.pop("", None)
+    if len(series) > 1:
+        names = ", ".join(os.path.basename(file) for file in sorted(series.values())[:_SHOWN])
+        raise SlideOpenError(path, f"holds {len(series)} DICOM series; expected one: give a file of each, as {names}")
+    return _first_that_opens(files[0], mpp)
 
 
 def _first_that_opens(path: str, mpp: float | None) -> Slide:
@@ -104,7 +115,10 @@ def _readers(path: str, head: bytes) -> Iterator[Reader]:
 
     maker = vendor(path)
     tiff = head.startswith(MAGIC)
-    if tiff and (maker is None or (maker == "generic-tiff" and _is_for_tifffile(path))):
+    plain = tiff and maker == "generic-tiff"
+    if plain and _is_turned(path):
+        maker = None
+    if tiff and (maker is None or (plain and _is_for_tifffile(path))):
         yield _tiff
     if maker is not None:
         yield _openslide
@@ -140,12 +154,33 @@ def _head(path: str) -> bytes:
 
 
 def _is_for_tifffile(path: str) -> bool:
-    """Whether OpenSlide would miss what a TIFF is: OME's pixel size, or more than 8 bits, which it shows as black."""
+    """Whether OpenSlide would miss what a TIFF is: OME's pixel size, more than 8 bits (shown as black), more pages."""
+    return _is_true_of(path, lambda file: file.is_ome or file.pages.first.bitspersample > 8 or _has_sections(file))
+
+
+def _has_sections(file: Any) -> bool:  # noqa: ANN401
+    """Whether a TIFF has pages beside its first that are no levels of it, of which OpenSlide says nothing."""
+    others = scenes.pictures(islice(file.pages, 1, _FIRST_PAGES))
+    return bool(scenes.sections(scenes.size_of(file.pages.first), others))
+
+
+def _is_turned(path: str) -> bool:
+    """Whether a TIFF has an Orientation, by which OpenSlide mirrors every tile in itself, but for JPEG in colour."""
+
+    def turned(file: Any) -> bool:  # noqa: ANN401
+        page = file.pages.first
+        as_stored = page.compression in _JPEGS and page.samplesperpixel == 3 and page.planarconfig == _TOGETHER
+        return bool("Orientation" in page.tags and page.tags["Orientation"].value != 1 and not as_stored)
+
+    return _is_true_of(path, turned)
+
+
+def _is_true_of(path: str, fact: Callable[[Any], bool]) -> bool:
     import tifffile
 
     try:
         with tifffile.TiffFile(path) as file:
-            return bool(file.is_ome) or file.pages.first.bitspersample > 8
+            return fact(file)
     except Exception:
         return False  # tifffile passes on whatever a malformed file makes it meet; its reader says what is wrong
 

@@ -16,6 +16,7 @@ from wsi_seg.geometry import Box
 from wsi_seg.slides.base import OR_CONVERT, RGB, Facts, Slide
 from wsi_seg.slides.fingerprint import digest_of, file_digest
 from wsi_seg.slides.limits import check_chunk
+from wsi_seg.slides.mpp import of_resolution
 from wsi_seg.slides.tiff_tiles import TiffTiles, TileCache
 
 CACHE_BYTES = 128 << 20
@@ -73,7 +74,7 @@ class OpenSlideSlide(Slide):
         return Facts(
             level_dimensions=self._dimensions_raw,
             tiles=tiles,
-            mpp_xy=_mpp_xy(properties),
+            mpp_xy=_mpp_xy(self.path, properties),
             properties=properties,
         )
 
@@ -196,9 +197,11 @@ def _tile(properties: dict[str, str], level: int) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _mpp_xy(properties: dict[str, str]) -> tuple[float, float] | None:
+def _mpp_xy(path: str, properties: dict[str, str]) -> tuple[float, float] | None:
     texts: list[Any] = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
     try:
-        return float(texts[0]), float(texts[1])
+        mpp_xy = float(texts[0]), float(texts[1])
     except (TypeError, ValueError):
         return None
+    plain = properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff"
+    return of_resolution(path, mpp_xy) if plain else mpp_xy

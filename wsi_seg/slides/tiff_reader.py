@@ -11,15 +11,17 @@ import zarr
 from defusedxml import ElementTree
 
 from wsi_seg.errors import SlideOpenError
+from wsi_seg.slides import scenes
 from wsi_seg.slides.base import OR_CONVERT, RGB, UnsuitedError
 from wsi_seg.slides.fingerprint import file_digest
 from wsi_seg.slides.limits import MOST_IN_CHUNK
+from wsi_seg.slides.mpp import of_resolution
 from wsi_seg.slides.zarr_reader import Level, LevelsSlide, Opened, check_pixels, check_values
 
 _MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _TAG_UNITS = {2: 25400.0, 3: 10000.0}
 """Micrometres in TIFF's ResolutionUnit: inch, centimetre. 1 means none."""
-_RGB, _YCBCR = 2, 6
+_GREY, _RGB, _YCBCR = 1, 2, 6
 _JPEG = (6, 7, 33007, 34892)  # whose decoder makes RGB of YCbCr
 _ALPHA = {1: "RGBa", 2: "RGBA"}  # Pillow's names for what TIFF's ExtraSamples says
 
@@ -64,6 +66,8 @@ def _open(path: str, file: tifffile.TiffFile) -> Opened | None:
     check_ome(file)
     series = max(file.series, key=lambda one: math.prod(one.shape))
     page = series.keyframe
+    done, others = scenes.size_of(page), list(scenes.pictures(one.keyframe for one in file.series if one is not series))
+    _check_one_plane(path, series, 0 if series.kind == "ome" else others.count(done))
     if page.dtype is None:
         raise ValueError(f"unknown values of {page.bitspersample} bits")
     if page.dtype.itemsize > 1:
@@ -75,12 +79,28 @@ def _open(path: str, file: tifffile.TiffFile) -> Opened | None:
     levels = tuple(_array(series, level) for level in range(len(series.levels)))
     axes = series.axes.lower().replace("s", "c")
     properties = {"tiff.axes": series.axes, "tiff.kind": series.kind}
-    return Opened(levels, axes, mpp_xy(file, series), properties, alpha=_alpha(page))
+    notes = tuple(filter(None, [scenes.note(done, others)]))
+    return Opened(levels, axes, mpp_xy(file, series), properties, alpha=_alpha(page), notes=notes)
+
+
+def _check_one_plane(path: str, series: Any, alike: int) -> None:  # noqa: ANN401
+    """Raise UnsuitedError where a picture is one of several planes; another reader would take the first for the whole.
+
+    alike: how many more of its size are in the file. Channels that are known are counted later.
+    """
+    page = series.keyframe
+    inside = "YXSC" if _has_known_colours(page) else "YXS"
+    planes = alike + math.prod(n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in inside)
+    if planes > 1:
+        fact = f"holds {planes} planes of {page.imagewidth} x {page.imagelength} px"
+        grey = page.photometric == _GREY and page.samplesperpixel == 1
+        stack = "; a stack of grey slices is run as a volume where it is a file on this machine" if grey else ""
+        raise UnsuitedError(path, f"{fact}; expected one plane: extract one z and t first{stack}")
 
 
 def _has_known_colours(page: Any) -> bool:  # noqa: ANN401
     """Whether tifffile gives RGB or gray that is white at 255."""
-    if page.bitspersample < 8 or page.photometric not in (1, _RGB, _YCBCR):
+    if page.bitspersample < 8 or page.photometric not in (_GREY, _RGB, _YCBCR):
         return False
     if page.photometric == _YCBCR and page.compression not in _JPEG:
         return False
@@ -105,9 +125,11 @@ def check_ome(file: tifffile.TiffFile) -> None:
 def _array(series: Any, level: int) -> Level:  # noqa: ANN401
     page = series.levels[level].keyframe
     by_tiles = page.is_tiled and math.prod(page.chunked) > 1
-    if math.prod(page.chunks) > WHOLE_ABOVE and not by_tiles:
+    whole = series.levels[level]
+    fits = math.prod(whole.shape) <= MOST_IN_CHUNK or math.prod(page.chunked) == 1 or _is_mapped(whole)
+    if math.prod(page.chunks) > WHOLE_ABOVE and not by_tiles and fits:
         # One strip holds much or all of the image: decode it once instead of once for every region.
-        return _whole(series.levels[level])
+        return _whole(whole)
     # The store opens the file by its path again: the one at hand is closed after looking.
     array = zarr.open(series.aszarr(level=level), mode="r")
     if not isinstance(array, zarr.Array):
@@ -115,9 +137,14 @@ def _array(series: Any, level: int) -> Level:  # noqa: ANN401
     return array
 
 
+def _is_mapped(level: Any) -> bool:  # noqa: ANN401
+    """Whether a level lies in the file as it is."""
+    return bool(level.keyframe.is_memmappable and level.dataoffset is not None)
+
+
 def _whole(level: Any) -> RGB:  # noqa: ANN401
     """Return a level mapped from the file where it lies there as it is, else decoded into memory."""
-    if level.keyframe.is_memmappable and level.dataoffset is not None:
+    if _is_mapped(level):
         # numpy's own sum overflows where a header claims enough
         end = level.dataoffset + math.prod(level.shape) * level.dtype.itemsize
         if end > level.parent.filehandle.size:
@@ -140,7 +167,10 @@ def mpp_xy(file: tifffile.TiffFile, series: Any) -> tuple[float, float] | None: 
     page = series.keyframe
     unit = _imagej_unit(file) or _TAG_UNITS.get(_tag(page, "ResolutionUnit"), math.nan)
     x, y = _per_unit(page, "XResolution"), _per_unit(page, "YResolution")
-    return (unit / x, unit / y) if x > 0 and y > 0 and math.isfinite(unit) else None
+    known = x > 0 and y > 0 and math.isfinite(unit)
+    if not known or _imagej_unit(file):
+        return (unit / x, unit / y) if known else None
+    return of_resolution(file.filename, (unit / x, unit / y))
 
 
 def spacing_um(file: tifffile.TiffFile, series: Any) -> float | None:  # noqa: ANN401

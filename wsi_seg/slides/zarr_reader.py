@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -18,9 +21,12 @@ from wsi_seg import ngff
 from wsi_seg.errors import SlideOpenError, SlideReadError
 from wsi_seg.geometry import Box
 from wsi_seg.pixels import rgb_of
+from wsi_seg.slides import scenes
 from wsi_seg.slides.base import RGB, Facts, Slide, UnsuitedError
 from wsi_seg.slides.fingerprint import digest_of
 from wsi_seg.slides.limits import check_chunk
+
+log = logging.getLogger("wsi_seg")
 
 _MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "angstrom": 1e-4, "centimeter": 1e4}
 _SAMPLES = 8
@@ -30,6 +36,8 @@ _CODECS = {
     *("packbits", "sharding_indexed", "shuffle", "transpose", "zlib", "zstd"),
 }
 _PLAIN_AXES = {2: "yx", 3: "yxc"}
+_MOST_IMAGES = 1000
+_OF_NO_NUMBERS = "its scale is the path of an array, which is not read: its pixel size counts as unknown"
 
 
 Level = zarr.Array[Any] | npt.NDArray[np.uint8]
@@ -42,6 +50,7 @@ class Opened:
     levels: arrays, finest first, all with `axes`, a string such as "tczyx".
     mpp_xy, spacing: micrometres per pixel, and from one slice to the next; None where the file does not say it.
     alpha: Pillow's mode of pixels whose fourth channel is their opacity, else empty.
+    notes: what a user is to be told of it.
     """
 
     levels: tuple[Level, ...]
@@ -50,6 +59,7 @@ class Opened:
     properties: Mapping[str, str]
     spacing: float | None = None
     alpha: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class LevelsSlide(Slide):
@@ -60,6 +70,8 @@ class LevelsSlide(Slide):
 
     def _facts(self) -> Facts:
         opened: Opened = self._get_handle()
+        for note in opened.notes:
+            log.warning("%s: %s", self.path, note)
         rows, columns = opened.axes.index("y"), opened.axes.index("x")
         return Facts(
             level_dimensions=tuple((int(level.shape[columns]), int(level.shape[rows])) for level in opened.levels),
@@ -139,10 +151,10 @@ def open_array(array: zarr.Array[Any]) -> Opened:
 
 
 def open_image(path: str, group: zarr.Group) -> Opened:
-    """Return the first image of an OME-Zarr; SlideOpenError where there is none."""
-    content = ngff.content(dict(group.attrs))
+    """Return the image of an OME-Zarr, the largest where bioformats2raw wrote several; SlideOpenError without any."""
+    content, note = ngff.content(dict(group.attrs)), ""
     if "multiscales" not in content and "bioformats2raw.layout" in content and "0" in group:
-        group = _subgroup(group, "0")
+        group, note = _largest(group)
         content = ngff.content(dict(group.attrs))
     if "multiscales" not in content:
         raise SlideOpenError(path, "is a Zarr group without OME-Zarr multiscales; give the path of the image inside it")
@@ -152,8 +164,28 @@ def open_image(path: str, group: zarr.Group) -> Opened:
     names = "".join(axis["name"] for axis in axes)
     properties = {"zarr.axes": names, "ome-zarr.version": str(content.get("version", image.get("version", "")))}
     sizes = _sizes_um(image, axes)
+    notes = (note, _OF_NO_NUMBERS if None in _scales(image) else "")
     mpp_xy = (sizes["x"], sizes["y"]) if "x" in sizes and "y" in sizes else None
-    return Opened(levels, names, mpp_xy, properties, sizes.get("z"))
+    return Opened(levels, names, mpp_xy, properties, sizes.get("z"), notes=tuple(filter(None, notes)))
+
+
+def _largest(group: zarr.Group) -> tuple[zarr.Group, str]:
+    """Return the largest of the images 0, 1, ... of a group, which may begin with the macro, and what is to be told."""
+    names = takewhile(group.__contains__, map(str, range(_MOST_IMAGES)))
+    images = [_subgroup(group, name) for name in names]
+    sizes = [_size(image) for image in images]
+    first = max(range(len(sizes)), key=lambda k: math.prod(sizes[k]))
+    done = sizes.pop(first)
+    return images[first], scenes.note(done, sizes)
+
+
+def _size(group: zarr.Group) -> tuple[int, int]:
+    """Return (width, height) of an image's level 0, whose axes end in y and x; (0, 0) of what is none."""
+    content = ngff.content(dict(group.attrs))
+    if "multiscales" not in content:
+        return 0, 0
+    height, width = _subarray(group, content["multiscales"][0]["datasets"][0]["path"]).shape[-2:]
+    return int(width), int(height)
 
 
 def _subgroup(group: zarr.Group, path: str) -> zarr.Group:
@@ -195,11 +227,11 @@ def _axes_of(group: zarr.Group, image: Mapping[str, Any]) -> str:
 
 
 def _sizes_um(image: Mapping[str, Any], axes: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """Return the micrometres per pixel along each axis that has a unit of length."""
-    steps = [1.0] * len(axes)
-    for transformation in [*image["datasets"][0].get("coordinateTransformations", ()), *_common(image)]:
-        if transformation.get("type") == "scale":
-            steps = [step * factor for step, factor in zip(steps, transformation["scale"], strict=True)]
+    """Return the micrometres per pixel along each axis that has a unit of length; of none where there is no scale."""
+    scales = _scales(image)
+    if not scales or None in scales:
+        return {}
+    steps = [math.prod(factors) for factors in zip(*scales, strict=True)]
     return {
         axis["name"]: step * _MICROMETRES[axis["unit"]]
         for axis, step in zip(axes, steps, strict=True)
@@ -207,9 +239,10 @@ def _sizes_um(image: Mapping[str, Any], axes: Sequence[Mapping[str, str]]) -> di
     }
 
 
-def _common(image: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    found: Sequence[Mapping[str, Any]] = image.get("coordinateTransformations") or ()
-    return found
+def _scales(image: Mapping[str, Any]) -> list[Any]:
+    """Return the scales of level 0, a number for each axis; None for one that lies elsewhere."""
+    both = (described.get("coordinateTransformations") or () for described in (image["datasets"][0], image))
+    return [one.get("scale") for transformations in both for one in transformations if one.get("type") == "scale"]
 
 
 def check_pixels(path: str, opened: Opened) -> None:

@@ -8,7 +8,7 @@ from typing import Self
 
 from wsi_seg.config import StainProfile, check
 from wsi_seg.errors import OutputError, UsageError
-from wsi_seg.files import replacing
+from wsi_seg.files import local, replacing
 from wsi_seg.records import UInt8Array
 from wsi_seg.stain.measuring import measure_stain
 from wsi_seg.stain.transform import stain_map
@@ -30,7 +30,7 @@ def read_target(path: str | Path) -> StainProfile:
 
 def write_target(path: str | Path, target: StainProfile) -> None:
     """Write a target as JSON, whole or not at all; OutputError where it cannot be written."""
-    path = Path(path)
+    path = local(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:

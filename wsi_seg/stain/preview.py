@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wsi_seg.config import StainProfile
 from wsi_seg.errors import OutputError
-from wsi_seg.files import replacing
+from wsi_seg.files import local, replacing
 from wsi_seg.records import UInt8Array
 from wsi_seg.stain.normaliser import Normaliser
 
@@ -18,12 +18,12 @@ _CELL, _GAP, _MARGIN, _HEAD, _FOOT = 560, 20, 40, 120, 40
 _PAPER, _INK, _GREY = (250, 250, 251), (28, 30, 36), (98, 102, 110)
 
 
-def draw_preview(path: Path, pictures: Sequence[tuple[str, UInt8Array]], target: StainProfile) -> int:
+def draw_preview(path: str | Path, pictures: Sequence[tuple[str, UInt8Array]], target: StainProfile) -> int:
     """Write a PNG with a row per picture, before and after; return how many stayed as they were.
 
     pictures: names and (Y, X, 3) uint8; of a large one the middle is shown.
     """
-    normaliser = Normaliser(target)
+    file_path, normaliser = local(path), Normaliser(target)
     size = 2 * _MARGIN + 2 * _CELL + _GAP, _HEAD + len(pictures) * (_CELL + _FOOT) + _MARGIN
     page = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(page)
@@ -39,7 +39,7 @@ def draw_preview(path: Path, pictures: Sequence[tuple[str, UInt8Array]], target:
         draw.text((_MARGIN, y + _CELL + 6), f"{name}, before", _INK, ImageFont.load_default(17))
         draw.text((_MARGIN + _CELL + _GAP, y + _CELL + 6), note, _INK, ImageFont.load_default(17))
     try:
-        with replacing(path) as file:
+        with replacing(file_path) as file:
             page.save(file, format="PNG")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another --out") from None

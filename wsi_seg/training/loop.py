@@ -9,6 +9,7 @@ from pathlib import Path
 from wsi_seg.backends import Device
 from wsi_seg.bundles import SPLIT_FILE, start_of
 from wsi_seg.errors import OutputError, UsageError
+from wsi_seg.files import local
 from wsi_seg.nets.heads import has_classes
 from wsi_seg.process import prepare_for_computing
 from wsi_seg.splits import Member, read_splits, with_earlier, write_splits
@@ -149,7 +150,7 @@ def _end_epoch(
 def make_folder(out: Path) -> None:
     """Make the folder of a run; OutputError where it cannot be."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        local(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from None
 

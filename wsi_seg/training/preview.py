@@ -10,6 +10,7 @@ import torch
 
 from wsi_seg.dataset import Item
 from wsi_seg.errors import OutputError, UsageError
+from wsi_seg.files import local
 from wsi_seg.sheet import Cell, colour_of, draw_sheet
 from wsi_seg.training.augmentation import Augmentation
 from wsi_seg.training.augmentation.base import Operation
@@ -24,6 +25,7 @@ def draw_preview(
     The outline of the annotation is drawn after augmentation, so it shows whether it moves with the image. At most
     `count` images are read. UsageError where an operation needs larger crops.
     """
+    local(path)
     for name, _, operation in augmentation.slots():
         if (least := operation.least_px()) > crop_px:
             fact = f"as it is set needs crops of {least} px or more, and they have {crop_px}"

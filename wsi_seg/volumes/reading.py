@@ -18,7 +18,8 @@ import tifffile
 import zarr
 from zarr.storage import LocalStore
 
-from wsi_seg.errors import SlideOpenError
+from wsi_seg.errors import SlideOpenError, UsageError
+from wsi_seg.slides import scenes
 from wsi_seg.slides.base import OR_CONVERT
 from wsi_seg.slides.fingerprint import digest_of, file_digest
 from wsi_seg.slides.mpp import ANISOTROPY_TOLERANCE, require_mpp, settle_mpp
@@ -94,6 +95,17 @@ def read_volume(path: str, mpp: float | None = None, spacing: float | None = Non
     return Volume(path, values, settled, _settle_spacing(path, spacing, z), fingerprint_of(path))
 
 
+def volume_of(values: object, mpp: float, spacing: float | None) -> Volume:
+    """Return a volume in memory; UsageError where its values are not (Z, Y, X) uint8 or uint16, in any byte order."""
+    expected = "uint8 or uint16 of shape (Z, Y, X)"
+    if not isinstance(values, np.ndarray):
+        raise UsageError(f"The volume is of type {type(values).__name__}, expected a NumPy array, {expected}")
+    native = values.dtype.newbyteorder("=")
+    if values.ndim != 3 or native not in (np.uint8, np.uint16) or not values.size:
+        raise UsageError(f"The volume is {values.dtype} {values.shape}, expected {expected}")
+    return Volume("volume", np.asarray(values, native), mpp, spacing, fingerprint="")
+
+
 def fingerprint_of(path: str) -> str:
     """Return a digest of a volume's content, which depends neither on its path nor on the time."""
     if not is_zarr(path):
@@ -121,6 +133,8 @@ def _read_tiff(path: str) -> Read:
         if stack is None:
             raise SlideOpenError(path, "is no stack of grey slices; expected a TIFF of two or more equal planes")
         _check(path, stack.shape, stack.dtype)
+        others = list(scenes.pictures(one.keyframe for one in file.series if one is not stack))
+        _tell(path, scenes.note(scenes.size_of(stack.keyframe), others))
         return stack.asarray(), mpp_xy(file, stack), spacing_um(file, stack)
 
 
@@ -130,8 +144,14 @@ def _read_zarr(path: str) -> Read:
         raise SlideOpenError(path, f"is no stack of grey slices; its axes are {opened.axes!r}, expected z, y and x")
     level = opened.levels[0]
     _check(path, level.shape, level.dtype)
+    _tell(path, *opened.notes)
     values = np.asarray(level[:], level.dtype.newbyteorder("="))
     return values.reshape(values.shape[-3:]), opened.mpp_xy, opened.spacing
+
+
+def _tell(path: str, *notes: str) -> None:
+    for note in filter(None, notes):
+        log.warning("%s: %s", path, note)
 
 
 def _stack_of(file: tifffile.TiffFile) -> Any | None:  # noqa: ANN401
