@@ -22,6 +22,9 @@ REPOSITORY = Path(__file__).parents[1]
 # a shell that starts the tests in the background lets them, and all that they start, ignore Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# the tests start a hundred programs, each of which would compile the whole package again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say what stays in one process where there are several: the tests of the cluster, which begin, else a file's."""

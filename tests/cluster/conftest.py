@@ -26,8 +26,9 @@ def cluster() -> Iterator[LocalCluster]:
     """A head and the nodes a and b."""
     # commands of this environment, as on a machine where it is activated
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {"PATH": path, "RAY_worker_niceness": "0"}  # else workers wait for whatever else runs here
-    with LocalCluster("a", "b", dashboard=True, environment=environment, lifetime_s=3600) as cluster:
+    # workers would wait for whatever else runs here, and each node start one that nothing is done with
+    prompt = {"RAY_worker_niceness": "0", "RAY_prestart_worker_first_driver": "0"}
+    with LocalCluster("a", "b", dashboard=True, environment={"PATH": path, **prompt}, lifetime_s=3600) as cluster:
         yield cluster
 
 

@@ -98,8 +98,9 @@ def test_the_command_as_it_is_given_first(
 ) -> None:
     """Without --executor: the command starts Ray, goes on when it was killed, and ends what it has started."""
     mark = uuid.uuid4().hex
-    # Ray's workers would wait for whatever else runs here
-    environment = {**os.environ, MARK: mark, "RAY_worker_niceness": "0"}
+    # Ray's workers would wait for whatever else runs here, and two be started that nothing is done with
+    prompt = {"RAY_worker_niceness": "0", "RAY_prestart_worker_first_driver": "0"}
+    environment = {**os.environ, MARK: mark, **prompt}
     words = [*PROGRAM, "run", str(phantoms), "--model", str(stub), "--out", str(tmp_path), "--block-px", "512"]
     words += ["--device", "cpu"]
     assert _kill_when(words, lambda: any(tmp_path.glob(".work/*/blocks/[!.]*.block")), 120, environment)

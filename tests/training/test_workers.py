@@ -123,16 +123,19 @@ def test_two_workers_have_the_curve_of_one(make_recipe: RecipeMaker, discs_root:
     }
     rule = {"sources": [{"path": "other", "mpp": 0.25}], "images": 1, "shown": 0}
     path = make_recipe(network=network, schedule=settings, validation=rule)
-    train(path, discs_root, tmp_path / "alone")
     out = tmp_path / "two"
     command = [*PROGRAM, "train", str(path), "--data-root", str(discs_root), "--out", str(out), "--workers", "2"]
     environment = {**os.environ, **PROMPT}
-    done = subprocess.run([*command, "--device", "cpu"], check=True, capture_output=True, text=True, env=environment)
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, "--device", "cpu"], stdout=pipe, stderr=pipe, text=True, env=environment) as two:
+        train(path, discs_root, tmp_path / "alone")  # meanwhile, since starting Ray is mostly waiting
+        said, told = two.communicate()
+    assert two.returncode == 0, told
     assert curve(out) == pytest.approx(curve(tmp_path / "alone"), abs=2e-5)  # what the table is rounded to
     assert len(curve(out)) == 1
     torch.testing.assert_close(state_of(out), state_of(tmp_path / "alone"), rtol=1e-6, atol=1e-9)
-    assert done.stdout == f"{out}\n"
-    assert done.stderr.count("step 5 of 5") == 1
+    assert said == f"{out}\n"
+    assert told.count("step 5 of 5") == 1
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(make_recipe: RecipeMaker, discs_root: Path, tmp_path: Path) -> None:
