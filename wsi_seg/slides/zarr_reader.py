@@ -21,12 +21,13 @@ from wsi_seg import ngff
 from wsi_seg.errors import SlideOpenError, SlideReadError
 from wsi_seg.geometry import Box
 from wsi_seg.pixels import rgb_of
-from wsi_seg.slides import scenes
+from wsi_seg.slides import blosc, scenes
 from wsi_seg.slides.base import RGB, Facts, Slide, UnsuitedError
 from wsi_seg.slides.fingerprint import digest_of
 from wsi_seg.slides.limits import check_chunk
 
 log = logging.getLogger("wsi_seg")
+blosc.guard()
 
 _MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "angstrom": 1e-4, "centimeter": 1e4}
 _SAMPLES = 8
