@@ -39,5 +39,5 @@ def test_strings() -> None:
 
 
 def test_lists() -> None:
-    made = lists(np.array([0, 2, 2, 3]), np.array([1, 2, 3]), pa.int32())
+    made = lists(np.array([0, 2, 2, 3]), np.array([1, 2, 3], np.int32))
     assert made.equals(pa.array([[1, 2], [], [3]], pa.list_(pa.int32())))

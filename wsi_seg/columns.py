@@ -22,9 +22,9 @@ def strings(text: npt.NDArray[np.uint8] | bytes, lengths: Sequence[int]) -> pa.A
     return pa.StringArray.from_buffers(len(lengths), pa.py_buffer(offsets), pa.py_buffer(text))
 
 
-def lists(offsets: npt.NDArray[np.int64], values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.ListArray:
-    """Return lists of numbers in this type: values[offsets[k] : offsets[k + 1]]."""
-    return pa.ListArray.from_arrays(numbers(offsets, pa.int32()), numbers(values, kind))
+def lists(offsets: npt.NDArray[np.int64], values: npt.NDArray[np.int32]) -> pa.ListArray:
+    """Return lists of numbers: values[offsets[k] : offsets[k + 1]]."""
+    return pa.ListArray.from_arrays(numbers(offsets, pa.int32()), numbers(values, pa.int32()))
 
 
 def array_of(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:

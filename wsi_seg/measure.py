@@ -149,7 +149,7 @@ def _polygons_l0(
     tenths = _tenths_l0(outline, frame)
     valid = shapely.is_valid(polygons(tenths, outline_offsets))
     if valid.all():
-        return lists(2 * outline_offsets, tenths.ravel(), pa.int32())
+        return lists(2 * outline_offsets, tenths.ravel())
     safe = [
         tenths[outline_offsets[k] : outline_offsets[k + 1]]
         if valid[k]
@@ -157,7 +157,7 @@ def _polygons_l0(
         for k in range(len(valid))
     ]
     ends = np.cumsum([0, *(ring.size for ring in safe)])
-    return lists(ends, np.concatenate([ring.ravel() for ring in safe]), pa.int32())
+    return lists(ends, np.concatenate([ring.ravel() for ring in safe]))
 
 
 def _safe_ring(ring: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

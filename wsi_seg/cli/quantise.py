@@ -12,7 +12,7 @@ from wsi_seg.errors import UsageError
 
 @click.command()
 @click.option("--model", required=True, help="Name of a model, or the folder of a bundle.")
-@click.option("--data", required=True, metavar="DIR", help="A dataset of images like those that the model is for.")
+@click.option("--data", required=True, metavar="DIR", help="Images like those that it is for, as evaluate takes them.")
 @click.option("--mpp", type=float, help="Micrometres per pixel, where DIR/items.csv does not give it.")
 @click.option("--limit", type=click.IntRange(1), default=24, show_default=True, help="So many images, evenly chosen.")
 @click.option("--out", required=True, metavar="DIR", help="Folder of the new bundle; must be new.")
