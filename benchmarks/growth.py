@@ -1,4 +1,5 @@
-"""How the time and the memory of a run grow with the slide: `wsi-seg run`, from the start of the command to its end.
+"""How the time and the memory of a run grow with the slide: `wsi-seg run`, from the start of the command to its end,
+and beside it the network's bare forward on the same tiles.
 
 python -m benchmarks.growth                 # 16 Mpx to 1 Gpx of tissue, each once; WSI_SEG_DATA has nuclei/
 python -m benchmarks.growth --sides 4 8
@@ -18,7 +19,7 @@ import numpy as np
 
 from benchmarks.mosaic import write_slide
 from benchmarks.tables import write_table
-from benchmarks.throughput import MODEL, in_process
+from benchmarks.throughput import MODEL, child, in_process
 
 SIDES = (4, 8, 16, 32)
 
@@ -26,6 +27,7 @@ SIDES = (4, 8, 16, 32)
 def measured(folder: Path, side: int) -> tuple[str, int, float]:
     """Run a slide of side x side Mpx; return its row of the table, its tiles and the seconds."""
     slide, out = write_slide(folder / f"{side}.tiff", side, side), folder / "out"
+    bare = in_process(child("limit", slide, folder)).said["seconds"]
     program = [str(Path(sys.executable).with_name("wsi-seg")), "run", str(slide), "--model", MODEL, "--out", str(out)]
     seconds = in_process([*program, "--executor", "local", "--device", "cpu"]).seconds
     record = json.loads((out / slide.stem / "run.json").read_text())
@@ -34,7 +36,7 @@ def measured(folder: Path, side: int) -> tuple[str, int, float]:
     mpx, tiles = side * side, record["counts"]["tiles"]
     row = (
         f"| {mpx} Mpx | {record['counts']['nuclei']:,} | {tiles} | {seconds:.1f} s | {seconds / mpx:.3f} s "
-        f"| {seconds / tiles:.3f} s | {record['peak_memory_mb']:.0f} MB |"
+        f"| {seconds / tiles:.3f} s | {bare:.1f} s | {seconds / bare:.2f} | {record['peak_memory_mb']:.0f} MB |"
     )
     return row, tiles, seconds
 
@@ -53,8 +55,8 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="in images of 1 Mpx")
     sides = parser.parse_args().sides
     lines = [
-        "| tissue | nuclei | tiles | seconds | per Mpx | per tile | peak memory |",
-        "|---|---|---|---|---|---|---|",
+        "| tissue | nuclei | tiles | seconds | per Mpx | per tile | bare forward | of that | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     runs = []
     with tempfile.TemporaryDirectory() as folder:

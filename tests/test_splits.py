@@ -12,7 +12,6 @@ from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.splits import (
     Member,
     by_fold,
-    by_group,
     by_ratio,
     check,
     group_of,
@@ -74,17 +73,6 @@ def test_folds_validate_each_image_once() -> None:
     valid = [member.name for fold in folds for member in fold if member.split == "valid"]
     assert sorted(valid) == sorted(GROUPS)
     assert [sum(m.split == "valid" for m in fold) for fold in folds] == [15, 15, 15, 15]
-
-
-def test_named_groups_are_held_out() -> None:
-    members = by_group(GROUPS, {"test": ["patient 3", "patient 4"], "valid": ["patient 0"]})
-    assert Counter(member.split for member in members) == {"train": 51, "test": 6, "valid": 3}
-    with pytest.raises(UsageError, match="there is no group 'patient 33'; did you mean"):
-        by_group(GROUPS, {"test": ["patient 33"]})
-    with pytest.raises(UsageError, match="is in test and in valid"):
-        by_group(GROUPS, {"test": ["patient 3"], "valid": ["patient 3"]})
-    with pytest.raises(UsageError, match="train: is empty"):
-        by_group(GROUPS, {"test": set(GROUPS.values())})
 
 
 @pytest.mark.parametrize("shares", [{}, {"train": 1.0}, {"train": 0.5, "valid": 0.4}, {"train": 1.5, "valid": -0.5}])

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -29,6 +29,8 @@ from wsi_seg.errors import UsageError, suggest
 from wsi_seg.pixels import depth_problem, rgb_of, stored_size
 
 log = logging.getLogger("wsi_seg")
+
+Bytes = npt.NDArray[np.uint8]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "TIFF")
@@ -57,9 +59,20 @@ class Item:
     source: str
     licence: str
 
-    def read_image(self) -> npt.NDArray[np.uint8]:
+    def read(self, *, with_types: bool = True) -> tuple[Bytes, npt.NDArray[np.int32], Bytes | None]:
+        """Return image, labels, and types where there are any; UsageError where they do not fit together."""
+        rgb, labels, types = self.read_image(), self.read_labels(), self.read_types() if with_types else None
+        for path, values in ((self.labels, labels), (self.types, types)):
+            if values is not None and values.shape != rgb.shape[:2]:
+                raise UsageError(
+                    f"{path}: has the shape {values.shape}, but its image {rgb.shape[:2]}; "
+                    "expected one number for each pixel of the image"
+                )
+        return rgb, labels, types
+
+    def read_image(self) -> Bytes:
         """Return (H, W, 3) uint8 RGB."""
-        with Image.open(self.image, formats=FORMATS) as image:
+        with _opened(self.image) as image:
             return read_rgb(self.image, image)
 
     def read_labels(self) -> npt.NDArray[np.int32]:
@@ -67,22 +80,32 @@ class Item:
 
         UsageError where a mask is given as labels, see `check_labels`.
         """
-        with Image.open(self.labels, formats=FORMATS) as image:
+        with _opened(self.labels) as image:
             if self.instances:
                 return check_labels(self.labels, np.asarray(image).astype(np.int32))
             # the index of white may be 0
             values = np.asarray(image.convert("RGB")).max(axis=2) if image.mode in ("P", "PA") else np.asarray(image)
         return np.asarray(ndimage.label(values > 0)[0], np.int32)
 
-    def read_types(self) -> npt.NDArray[np.uint8] | None:
+    def read_types(self) -> Bytes | None:
         """Return (H, W) uint8 classes, None where there are none."""
         if self.types is None:
             return None
-        with Image.open(self.types, formats=FORMATS) as image:
+        with _opened(self.types) as image:
             return types_of(self.types, np.asarray(image))
 
 
-def types_of(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture for as long as it is decoded; UsageError where that cannot be done."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
+        raise UsageError(f"{path}: cannot be read ({error}); check that the copy is whole") from None
+
+
+def types_of(path: Path, values: npt.NDArray[Any]) -> Bytes:
     """Return uint8 classes of the values in a file, which may have more bits; UsageError where they need them."""
     if values.size and values.max() > 255:
         raise UsageError(f"{path}: has the type {values.max()}; expected 0 to 255: number the classes from 1")
@@ -121,7 +144,7 @@ def _warn_once(about: Path, warning: str) -> None:
         log.warning("%s", warning)
 
 
-def read_rgb(path: Path, image: Image.Image) -> npt.NDArray[np.uint8]:
+def read_rgb(path: Path, image: Image.Image) -> Bytes:
     """Return (H, W, 3) uint8 RGB of an opened picture; UsageError where a channel has more than 8 bits."""
     if problem := depth_problem(image):
         raise UsageError(f"{path}: {problem}")

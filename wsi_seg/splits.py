@@ -96,23 +96,6 @@ def by_fold(groups: Mapping[str, str], folds: int, seed: int = 0) -> list[list[M
     ]
 
 
-def by_group(groups: Mapping[str, str], held: Mapping[str, Iterable[str]], rest: str = "train") -> list[Member]:
-    """Return a split with groups as `held` says, such as {"test": ["patient 7"]}, and all others in `rest`."""
-    known = set(groups.values())
-    split_of = dict.fromkeys(known, rest)
-    placed: dict[str, str] = {}
-    for split, chosen in held.items():
-        for group in chosen:
-            if group not in known:
-                raise UsageError(f"split {split}: there is no group {group!r}{suggest(group, known)}")
-            if placed.setdefault(group, split) != split:
-                raise UsageError(f"group {group!r} is in {placed[group]} and in {split}; a group is in one split only")
-    split_of |= placed
-    if rest not in split_of.values():
-        raise UsageError(f"split {rest}: is empty, since all {len(known)} groups are held out; leave it some")
-    return _members(groups, split_of)
-
-
 def check(members: Sequence[Member], where: str = "split") -> None:
     """Raise UsageError where an image is listed twice or a group is in two splits, which would leak."""
     for name, times in Counter(member.name for member in members).items():

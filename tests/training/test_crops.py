@@ -276,7 +276,7 @@ def test_images_that_misfit_are_named(tmp_path: Path) -> None:
         dataset(tmp_path / "coloured", picture_of(discs()), rgb=picture_of(discs()))
     image = dataset(tmp_path / "cut", discs())[0]
     image.image.write_bytes(image.image.read_bytes()[:5000])
-    with pytest.raises(UsageError, match=r"one\.png .*cannot be read .*check that the copy is whole"):
+    with pytest.raises(UsageError, match=r"one\.png: cannot be read .*check that the copy is whole"):
         crops_of([image])
     (tmp_path / "cut" / "labels" / "one.png").unlink()
     with pytest.raises(UsageError, match=r"one\.png: has no annotation"):

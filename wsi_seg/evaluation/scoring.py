@@ -132,7 +132,7 @@ def known_classes(items: Sequence[Item]) -> list[int]:
     """Return the numbers that are classes in the datasets: those in classes.csv, and those in the types of an image."""
     tables = {item.types.parents[1] / "classes.csv" for item in items if item.types is not None}
     numbers = {value for table in tables for values in read_classes(table).values() for value in values}
-    for types in map(_read_types, items):
+    for types in (item.read_types() for item in items):
         numbers |= set() if types is None else set(np.unique(types).tolist())
     return sorted(numbers - {0})
 
@@ -149,7 +149,7 @@ def _score_all(
         raise UsageError("There are no images to evaluate")
     rows = []
     for item, values in zip(items, meanings or [()] * len(items), strict=True):
-        rgb, truth, types = _read(item)
+        rgb, truth, types = item.read()
         types = types if types is None or not values else classes_of(types, values)
         prediction = predict(item, rgb)
         rows.append(score(item, truth, types, prediction, classes))
@@ -225,23 +225,3 @@ def title_of(column: str, classes: Sequence[str] = ()) -> str:
         return METRICS[column]
     known = int(number) <= len(classes)
     return f"{score.capitalize()}, {classes[int(number) - 1] if known else f'class {number}'}"
-
-
-def _read_types(item: Item) -> npt.NDArray[np.uint8] | None:
-    try:
-        return item.read_types()
-    except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
-        raise UsageError(f"{item.types}: cannot be read ({error}); check that the copy is whole") from None
-
-
-def _read(item: Item) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]:
-    try:
-        rgb, truth, types = item.read_image(), item.read_labels(), _read_types(item)
-    except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
-        raise UsageError(f"{item.image}: it or its annotation cannot be read ({error})") from None
-    for what, pixels in (("annotation", truth), ("classes", types)):
-        if pixels is not None and pixels.shape != rgb.shape[:2]:
-            raise UsageError(
-                f"{item.image}: its {what} has the shape {pixels.shape}, expected {rgb.shape[:2]}: one number per pixel"
-            )
-    return rgb, truth, types

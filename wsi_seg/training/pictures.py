@@ -13,7 +13,6 @@ from PIL import Image
 from scipy import ndimage
 
 from wsi_seg.dataset import Item
-from wsi_seg.errors import UsageError
 from wsi_seg.training.alignment import moved, offset_px
 
 log = logging.getLogger("wsi_seg")
@@ -48,7 +47,7 @@ def read_picture(
     classes: for class 1, 2 ... the values in the dataset's types that mean it. prepare_rgb: (H, W, 3) uint8 to the
     same, such as stain normalisation. align_px: how far the annotation may be moved onto its nuclei.
     """
-    rgb, labels, types = _read(item, with_types=bool(classes))
+    rgb, labels, types = item.read(with_types=bool(classes))
     distance = distance_map(labels) if item.instances else np.zeros(labels.shape, np.uint8)
     nucleus = np.where(labels > 0, 255, 0).astype(np.uint8)
     kinds = np.where(labels > 0, UNKNOWN if types is None else class_table(classes)[types], 0).astype(np.uint8)
@@ -80,23 +79,6 @@ def distance_map(labels: npt.NDArray[np.integer], sampling: Sequence[float] | No
             depth = ndimage.distance_transform_edt(np.pad(inside, 1), sampling)[unpadded]
             distance[where][inside] = np.round(255 * depth[inside] / depth.max()).astype(np.uint8)
     return distance
-
-
-def _read(item: Item, *, with_types: bool) -> tuple[Bytes, npt.NDArray[np.int32], Bytes | None]:
-    try:
-        rgb, labels = item.read_image(), item.read_labels()
-        types = item.read_types() if with_types else None
-    except (OSError, SyntaxError) as error:  # what PIL raises for files that are cut short
-        raise UsageError(
-            f"{item.image} or its annotation cannot be read ({error}); check that the copy is whole"
-        ) from None
-    for path, values in ((item.labels, labels), (item.types, types)):
-        if values is not None and values.shape != rgb.shape[:2]:
-            raise UsageError(
-                f"{path}: its values have the shape {values.shape}, but its image {rgb.shape[:2]}; "
-                "expected one number for each pixel of the image"
-            )
-    return rgb, labels, types
 
 
 def class_table(classes: Sequence[Sequence[int]]) -> Bytes:
