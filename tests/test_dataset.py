@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from wsi_seg.config import ClassSpec
 from wsi_seg.dataset import class_values, open_dataset
 from wsi_seg.errors import SlideOpenError, UsageError
 from wsi_seg.geometry import Box
-from wsi_seg.pixels import rgb_of
+from wsi_seg.pixels import depth_problem, rgb_of
 from wsi_seg.prepare import read_image
 from wsi_seg.slides.image_reader import ImageSlide
 from wsi_seg.volume_dataset import open_volumes
@@ -145,6 +146,16 @@ def test_16_bits_in_colour_are_refused(folder: Path) -> None:
     tifffile.imwrite(folder / "images" / "a.tif", np.full((20, 30, 3), 3000, np.uint16), photometric="rgb")
     with pytest.raises(UsageError, match="has more than 8 bits per channel"):
         open_dataset(folder, mpp=0.25)
+
+
+def test_a_pixel_of_5_6_and_5_bits_has_no_more_than_8_in_a_channel(tmp_path: Path) -> None:
+    """As in some BMPs: 16 bits in all, of which the masks say whose they are."""
+    pixels, masks = struct.pack("<4H", *[0xF800] * 4), struct.pack("<3I", 0xF800, 0x7E0, 0x1F)
+    about = struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    (tmp_path / "a.bmp").write_bytes(struct.pack("<2sIHHI", b"BM", 66 + len(pixels), 0, 0, 66) + about + masks + pixels)
+    with Image.open(tmp_path / "a.bmp") as image:
+        assert not depth_problem(image)
+        assert rgb_of(image).tolist() == [[[255, 0, 0]] * 2] * 2
 
 
 def test_8_bits_are_no_more_wherever_they_lie_in_their_file(folder: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import wsi_seg
 from wsi_seg.errors import OutputError
-from wsi_seg.files import do_all, files_in, local, replacing, write_into
+from wsi_seg.files import do_all, files_in, local, remove_all, replacing, sync, write_into
 
 
 def test_the_new_content_stands_under_the_name_only_at_the_end(tmp_path: Path) -> None:
@@ -99,3 +104,47 @@ def test_a_path_is_a_place_on_this_machine(given: str | Path) -> None:
 def test_a_url_is_not(given: str | Path) -> None:
     with pytest.raises(OutputError, match="is a URL; expected a place on this machine"):
         local(given)
+
+
+def test_folders_that_a_file_system_cannot_sync_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "a.txt").touch()
+    monkeypatch.setattr(os, "fsync", refuse)
+    for number in (errno.EINVAL, errno.ENOTSUP):
+        sync(tmp_path)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            sync(tmp_path / "a.txt")
+    number = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(number)):
+        sync(tmp_path)
+
+
+def test_of_a_link_only_the_link_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "here" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    remove_all(tmp_path / "link")
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "deep"]
+    remove_all(tmp_path / "here")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["cache folder", "temporary folder"])
+def test_code_is_compiled_where_package_and_home_cannot_be_written_to(given: bool, tmp_path: Path) -> None:
+    """Of which numba says that there is no locator; here because files stand where its folders would be."""
+    package = Path(wsi_seg.__file__).parent
+    shutil.copytree(package, tmp_path / "wsi_seg", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in [tmp_path / "wsi_seg", *(path for path in (tmp_path / "wsi_seg").rglob("*") if path.is_dir())]:
+        (folder / "__pycache__").touch()
+    dropped = ("NUMBA_CACHE_DIR", "WSI_SEG_CACHE", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    environment |= {"HOME": "/dev/null", "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    environment |= {"WSI_SEG_CACHE": str(tmp_path / "cache")} if given else {}
+    program = "import wsi_seg.files, wsi_seg.outlines, os; print(wsi_seg.__file__, os.environ['NUMBA_CACHE_DIR'])"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    place = tmp_path / "cache" / "numba" if given else tmp_path / f"wsi_seg-{os.getuid()}"
+    assert done.stdout.split() == [str(tmp_path / "wsi_seg" / "__init__.py"), str(place)]
+    assert given or place.stat().st_mode & 0o777 == 0o700

@@ -286,6 +286,27 @@ def test_too_little_memory_halves_the_batch_from_then_on(network: Network, pixel
     check_same(network, seen.probability, window(source(network), pixels, whole(pixels)).probability)
 
 
+@pytest.mark.parametrize("reads", range(1, 6))
+def test_no_tile_is_left_out_where_another_thread_halves_the_batch(network: Network, pixels: RGB, reads: int) -> None:
+    """Who waits for a tile that was left out waits for ever. The batch is halved after each number of looks at it."""
+
+    class Halved(MapSource):
+        looks = 0
+
+        @property
+        def batch_size(self) -> int:
+            self.looks += 1
+            return 4 if self.looks > reads else 8
+
+        @batch_size.setter
+        def batch_size(self, tiles: int) -> None:
+            pass
+
+    maps, plane = Halved(network, 8), da.from_array(pixels)
+    keys = [TileKey("slide", row, column) for row, column in whole(pixels).cells(STEP)][:12]
+    assert [key for key, _ in maps._computed(keys, plane, Stopwatch(), None)] == keys
+
+
 def test_on_a_gpu_all_batches_are_full(network: Network, pixels: RGB) -> None:
     gpu = LittleMemory(network)
     gpu.device, gpu.too_large = "cuda", (OverflowError,)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -42,6 +44,39 @@ def test_active_tiles_hold_all_tissue_and_a_margin_and_little_more(
     coarse = [int(np.ceil(2 * n / m)) + 1 for n, m in zip(plane_mp.shape, tissue.shape, strict=True)]
     reach = [2 * (margin + c + step_px) + 1 for c in coarse]
     assert not covered[~ndimage.maximum_filter(on_plane(tissue, plane_mp), reach, mode="constant")].any()
+
+
+def touched_tiles(grown: Mask, plane_mp: Box, step_px: int) -> Mask:
+    """One tile after the other: whether any of the coarse pixels that it touches is true."""
+    active = np.zeros((-(-plane_mp.height // step_px), -(-plane_mp.width // step_px)), np.bool_)
+    for row, column in np.ndindex(active.shape):
+        begin, size = np.array([row, column]) * step_px, np.array(plane_mp.shape)
+        end, shape = np.minimum(begin + step_px, size), np.array(grown.shape)
+        (y0, x0), (y1, x1) = begin * shape // size, -(-end * shape // size)
+        active[row, column] = grown[y0:y1, x0:x1].any()
+    return active
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.integers(1, 40), st.integers(1, 99), st.data())
+def test_a_tile_is_active_where_it_touches_a_coarse_pixel(
+    height: int, width: int, rows: int, columns: int, step_px: int, data: st.DataObject
+) -> None:
+    tissue = np.random.default_rng(data.draw(st.integers(0, 99))).random((min(rows, height), min(columns, width))) < 0.1
+    plane_mp, mpp = Box(0, 0, width, height), 1000.0
+    grown = ndimage.maximum_filter(tissue, size=3)  # by less than a coarse pixel, which counts as one
+    assert np.array_equal(active_tiles(tissue, plane_mp, step_px, mpp), touched_tiles(grown, plane_mp, step_px))
+
+
+def test_tiles_of_a_giant_slide_are_found_at_once() -> None:
+    """Two million of them, which would take half a minute one by one."""
+    plane_mp, tissue = Box(0, 0, 200_000, 200_000), np.zeros((2000, 2000), np.bool_)
+    tissue[500:900, 300:1700] = True
+    begin = time.perf_counter()
+    active = active_tiles(tissue, plane_mp, 141, 0.25)
+    blocks = make_blocks(plane_mp, 2048, 192, active, 141)
+    assert time.perf_counter() - begin < 5
+    assert len(blocks) == pytest.approx(0.14 * (200_000 / 2048) ** 2, rel=0.15)
 
 
 def test_one_coarse_pixel_of_tissue_is_the_whole_slide() -> None:

@@ -10,7 +10,7 @@ import pytest
 import scipy.ndimage as ndi
 from PIL import Image, ImageDraw
 
-from wsi_seg.tissue import find_tissue
+from wsi_seg.tissue import examine, find_tissue
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -109,6 +109,42 @@ def test_tissue_beside_ink_stays(stain: str) -> None:
     mask = find_tissue(picture, MPP_TH)
     assert mask[tissue & far_from(inked, 100)].mean() > 0.99
     assert not mask[95:105, 60:140].any()
+
+
+def patched(shape: tuple[int, int], colours: list[tuple[int, int, int]]) -> RGB:
+    """Return a section of patches of these colours, some 50 um wide."""
+    rng = np.random.default_rng(0)
+    which = ndi.gaussian_filter(rng.normal(size=(len(colours), *shape)), (0, 3, 3)).argmax(axis=0)
+    values = np.array(colours)[which] + rng.normal(0, 8, (*shape, 1))
+    return np.asarray(np.clip(values, 0, 255), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "colours",
+    [[(95, 130, 190), (170, 70, 90), (70, 60, 110)], [(120, 190, 215), (130, 120, 170)], [(90, 160, 130)]],
+    ids=["trichrome", "alcian blue", "green"],
+)
+def test_how_much_looks_like_ink_is_told_of_sections_in_other_stains(colours: list[tuple[int, int, int]]) -> None:
+    picture = on_glass((243, 243, 243), (160, 300))
+    picture[40:120, 180:260] = patched((80, 80), colours)
+    assert examine(picture, MPP_TH).ink_share == 1.0, "alone"
+    beside = stained(picture, disc((160, 300), (80, 70), 45), "usual")
+    findings = examine(beside, MPP_TH)
+    assert not findings.tissue[:, 170:].any()
+    assert findings.ink_share == pytest.approx(80**2 / (80**2 + findings.tissue.sum()), rel=0.1)
+
+
+def test_of_a_marked_slide_the_ink_alone_counts_and_flecks_do_not() -> None:
+    shape = (200, 260)
+    tissue = disc(shape, (60, 60), 40)
+    plain = stained(on_glass((243, 243, 243), shape), tissue, "usual")
+    assert examine(plain, MPP_TH).ink_share == 0
+    marked, inked = stroke(plain, (30, 60, 190), [(30, 190), (230, 190)])
+    assert examine(marked, MPP_TH).ink_share == pytest.approx(inked.sum() / (inked | tissue).sum(), rel=0.2)
+    dotted = on_glass((243, 243, 243), shape)
+    dotted[100, 100] = (30, 60, 190)
+    assert examine(dotted, MPP_TH).ink_share == 0, "a fleck"
+    assert examine(on_glass((243, 243, 243), shape), MPP_TH).ink_share == 0
 
 
 def test_borders_dust_and_shadows_are_no_tissue() -> None:

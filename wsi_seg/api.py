@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from wsi_seg.architectures import dimensions_of
 from wsi_seg.backends import Backend, BackendChoice, Device, DeviceChoice, Network, Precision, choose_device, load_onto
-from wsi_seg.backends.choice import check_choice, uses_openvino
+from wsi_seg.backends.choice import check_choice, device_for, uses_openvino
 from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.columns import array_of
 from wsi_seg.config import LABEL_CHUNK_PX, Measurements, ModelSpec, RunSettings, check
@@ -22,13 +23,14 @@ from wsi_seg.engine.block import find_nuclei
 from wsi_seg.engine.driver import Driver
 from wsi_seg.engine.estimate import Estimate, plan_each, time_network
 from wsi_seg.engine.executors import Executor, LocalExecutor, RayExecutor
+from wsi_seg.engine.identity import identity_of
 from wsi_seg.engine.memory import DEFAULT_BLOCK_PX, parse_bytes
 from wsi_seg.engine.outputs import check_out, refuse_stored
 from wsi_seg.engine.planning import plan_opened
 from wsi_seg.engine.preflight import Preflight
 from wsi_seg.engine.progress import Progress, Silent
 from wsi_seg.engine.publishing import Publisher
-from wsi_seg.engine.requests import Request, kept_names, located
+from wsi_seg.engine.requests import Request, do_each, kept_names, located, renewing
 from wsi_seg.engine.staining import map_of
 from wsi_seg.engine.status import failed_requests, run_folder
 from wsi_seg.engine.worker import WorkerOptions
@@ -46,7 +48,7 @@ from wsi_seg.stopwatch import Stopwatch
 from wsi_seg.volume_dataset import check_spacing
 from wsi_seg.volumes import segment
 from wsi_seg.volumes.objects import Objects
-from wsi_seg.volumes.reading import is_volume, volume_of
+from wsi_seg.volumes.reading import Header, is_volume, volume_of
 
 ExecutorChoice = Literal["ray", "local"]
 
@@ -136,7 +138,7 @@ def segment_volume(
     """
     _check_given(model, mpp, spacing)
     volume = volume_of(values, mpp, spacing)
-    return segment.segment_volume(volume, MapSource(model.network), Stopwatch(), allow_upsampling=allow_upsampling)
+    return segment.segment_volume(volume, model.network, Stopwatch(), allow_upsampling=allow_upsampling)
 
 
 def run(
@@ -192,6 +194,7 @@ def _working_folder(out: str | Path, work: str | Path | None) -> Path:
 def retry(
     out: str | Path,
     *,
+    mpp: float | None = None,
     executor: ExecutorChoice | None = None,
     address: str | None = None,
     device: DeviceChoice | None = None,
@@ -206,20 +209,22 @@ def retry(
 
     out: the folder that runs had as out, or as work where out was a URL. executor "local" leaves a cluster's address
     out, and an address implies "ray".
-    Finished results that were damaged since are made anew; a slide that was begun with other settings fails alone.
+    mpp: of the slides that failed since they do not say theirs.
+    Finished results that were damaged since are made anew; a slide that was begun with other settings fails alone, and
+    so do those of a command that cannot be done, unless it is the only one.
     Returns what became of these slides.
     """
+    _check_um(mpp, None, "--")
     folder = run_folder(out).absolute()
     how: dict[str, Any] = {"executor": executor, "address": address, "device": device, "backend": backend}
     how |= {"batch_size": batch_size, "memory": None if memory is None else parse_bytes(memory)}
     how |= {"max_gigapixels": max_gigapixels}
-    return [
-        result
-        for request, damaged in failed_requests(folder)
-        for result in _do(
-            request.with_changes({"block_px": block_px}, how), folder, progress or Silent(), damaged, alone=True
-        )
-    ]
+
+    def again(request: Request, damaged: Collection[str]) -> list[SlideResult]:
+        changed = request.with_changes({"block_px": block_px}, how)
+        return _do(changed, folder, progress or Silent(), damaged, alone=True)
+
+    return do_each(failed_requests(folder, mpp), again)
 
 
 def _do(
@@ -238,7 +243,8 @@ def _done(request: Request, out: Path, progress: Progress, anew: Collection[str]
         refuse_stored(out, (source.name for source in sources if source.name not in anew))
     progress.starting(f"{'starting Ray and ' if how['executor'] == 'ray' else ''}loading {bundle.spec.name}")
     wanted = how["batch_size"], request.settings.get("block_px"), how.get("memory")
-    options = WorkerOptions(request.model, out, how["device"], how.get("backend", "auto"), *wanted)
+    device = device_for(bundle.spec, how["device"])
+    options = WorkerOptions(request.model, out, device, how.get("backend", "auto"), *wanted)
     if how["address"] is not None:  # other nodes have other working folders
         sources = [replace(source, path=located(source.path)) for source in sources]
     publisher = Publisher(how["store"], out, progress) if how.get("store") else None
@@ -251,9 +257,11 @@ def _done(request: Request, out: Path, progress: Progress, anew: Collection[str]
         chosen = run_settings(suited, info.device, info.precision, info.backend)
         recorded = request if request.id else request.record(out)
         told = publisher or progress
-        driver = Driver(sources, bundle, chosen, out, workers, told, anew=anew, request=recorded.id, alone=alone)
-        results = driver.run()
-        return publisher.results(results) if publisher else results
+        identities = {source.name: identity_of(source, bundle.spec, chosen) for source in sources}
+        with nullcontext(anew) if alone else renewing(out, identities, anew) as left:
+            driver = Driver(sources, bundle, chosen, out, workers, told, anew=left, request=recorded.id, alone=alone)
+            results = driver.run()
+            return publisher.results(results) if publisher else results
     finally:
         workers.close()
         if publisher:
@@ -271,8 +279,8 @@ def plan(
     timing: bool = False,
     stain_norm: str | Path | None = None,
     **settings: Any,  # noqa: ANN401
-) -> Iterator[tuple[SlideSource, SlidePlan | str | None, Estimate]]:
-    """Yield each slide with its plan, or with the problem it has, and an estimate of time and disk; a volume with None.
+) -> Iterator[tuple[SlideSource, SlidePlan | Header | str, Estimate]]:
+    """Yield each slide with its plan, a volume with its header, or either with its problem; and an estimate.
 
     timing: load the network and time it on one tile; without it the time is not estimated. settings: as in `run`.
     """
@@ -283,7 +291,7 @@ def plan(
     if max_gigapixels is not None:
         set_gigapixels(max_gigapixels)  # for good, since slides are planned when they are asked for
     prepare_for_computing()
-    chosen = run_settings(settings, choose_device(device))
+    chosen = run_settings(settings, choose_device(device_for(bundle.spec, device)))
     uses_openvino(bundle.spec, chosen.device, backend)  # what is wrong with the backend is said without timing too
     timing = timing and not all(source.volume for source in sources)
     tiles_per_s = time_network(load_onto(bundle, device, backend)) if timing else None

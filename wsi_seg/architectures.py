@@ -24,6 +24,7 @@ EFFICIENTNETS = (
     *(f"tu-tf_efficientnet_lite{size}" for size in range(5)),  # without squeezing and swish: faster on CPUs
 )
 RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152")
+LEAST_SLICES = 32  # in a tile of a volume, where the model does not say how many
 
 
 class Options(Strict):
@@ -197,6 +198,18 @@ def options_of(architecture: str, encoder: str | None, options: Mapping[str, Any
 def stride_of(architecture: str, encoder: str | None, options: Mapping[str, Any]) -> tuple[int, ...]:
     """Return what the sides of an input must be multiples of: (Y, X) in pixels, or (Z, Y, X) of volumes."""
     return options_of(architecture, encoder, options).stride()
+
+
+def tile_shape(network: NetworkSpec) -> tuple[int, ...]:
+    """Return the sides of a tile: (Y, X) in pixels, or (Z, Y, X) of volumes.
+
+    Without tile_slices it is LEAST_SLICES deep, or the next more that the network takes.
+    """
+    side = network.tile_px
+    if dimensions_of(network.architecture) == 2:
+        return (side, side)
+    step = stride_of(network.architecture, network.encoder, network.options)[0]
+    return (network.tile_slices or -(-LEAST_SLICES // step) * step, side, side)
 
 
 def check_sides(network: NetworkSpec, sides_px: Mapping[str, int], where: str) -> None:

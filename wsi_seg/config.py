@@ -131,7 +131,7 @@ class NetworkSpec(Strict):
     encoder: of architectures that take one. options: of the architecture. head: what the channels are (`nets.heads`).
     mpp: micrometres per pixel that the network works at.
     tile_px: side of a forward tile, margins included; part of the model, since squeeze-excite pools over it.
-    margin_px: outer rim of a tile whose predictions are not used.
+    margin_px: outer rim of a tile whose predictions are not used; of networks over volumes they count, but little.
     tile_slices: depth of a tile, of networks over volumes; an eighth of it is margin on either side.
     classes: 1..K; without classes of its own a head says of every object that it is of the first.
     """

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+import stat
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +31,37 @@ def cache_folder() -> Path:
     """Return where copies of slides are kept, each in a folder, and converted networks, in files."""
     given = os.environ.get(CACHE_VARIABLE)
     return Path(given) if given else Path.home() / ".cache" / "wsi_seg"
+
+
+def _keep_compiled_code() -> None:
+    """Name a place for numba's cache where neither of its own can be written to, since it compiles nothing then.
+
+    To be called before numba is imported, which reads the variable once.
+    """
+    of_user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    usual = (Path(__file__).with_name("__pycache__"), Path(of_user, "numba"))
+    if os.environ.get("NUMBA_CACHE_DIR") or any(map(_is_writable, usual)):
+        return
+    given = os.environ.get(CACHE_VARIABLE)
+    in_cache = Path(given or of_user, "numba")
+    os.environ["NUMBA_CACHE_DIR"] = str(in_cache if _is_writable(in_cache) else _own_temporary())
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder can be written to, or made."""
+    there = next((path for path in (folder, *folder.parents) if os.path.exists(path)), folder)
+    return folder.is_absolute() and os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
+
+
+def _own_temporary() -> Path:
+    """Return a temporary folder that is the user's alone: what is in it is run."""
+    folder = Path(tempfile.gettempdir(), f"wsi_seg-{os.getuid()}")
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    about = folder.lstat()
+    if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="wsi_seg-"))
 
 
 def local(path: str | Path) -> Path:
@@ -76,6 +110,15 @@ def write_into(path: Path, content: bytes) -> None:
             return
 
 
+def remove_all(path: Path) -> None:
+    """Remove a folder with all that is in it; of a link only the link. What cannot be removed stays."""
+    if path.is_symlink():
+        with suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def remove_if_empty(folder: Path) -> None:
     """Remove a folder that has nothing in it; any other stays."""
     with suppress(OSError):
@@ -98,10 +141,13 @@ def files_in(folder: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, survive a power cut."""
+    """Make sure that a file, or the names in a folder, survive a power cut; some file systems cannot for folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -110,3 +156,6 @@ def sync_tree(folder: Path) -> None:
     """Make sure that a folder with all that is in it survives a power cut."""
     folders = (Path(parent) for parent, *_ in os.walk(folder))
     do_all(sync, chain(files_in(folder), folders), _SYNCED_AT_ONCE)  # each waits for the disk, or a server
+
+
+_keep_compiled_code()

@@ -182,10 +182,9 @@ class MapSource:
         if stain is not None:
             with watch("stain"):
                 seen_rgb, normalised = normalise(tiles_rgb, stain)
-        parts = [slice(first, first + self.batch_size) for first in range(0, len(keys), self.batch_size)]
-        batches = []
-        for own in parts:
-            filled = self._filled(seen_rgb[own])
+        size, batches = self.batch_size, []  # another thread may halve it meanwhile
+        for own in (slice(first, first + size) for first in range(0, len(keys), size)):
+            filled = self._filled(seen_rgb[own], size)
             maps = self.network.submit(filled, watch, order)
             batches.append(_Batch(keys[own], tiles_rgb[own], seen_rgb[own], normalised[own], len(filled), maps))
         return batches
@@ -208,7 +207,8 @@ class MapSource:
         done, size = 0, self._fewer_than(too_many)
         while done < len(tiles_rgb):
             part = tiles_rgb[done : done + size]
-            maps = _unless(self.network.too_large if size > 1 else (), partial(self.network, self._filled(part), watch))
+            compute = partial(self.network, self._filled(part, size), watch)
+            maps = _unless(self.network.too_large if size > 1 else (), compute)
             if maps is None:
                 size = self._fewer_than(size)
                 continue
@@ -216,9 +216,9 @@ class MapSource:
             done += size
         return np.concatenate(parts)
 
-    def _filled(self, tiles_rgb: UInt8Array) -> UInt8Array:
-        """Fill a batch up on a GPU, where the rounding of each tile depends on how many there are."""
-        missing = self.batch_size - len(tiles_rgb)
+    def _filled(self, tiles_rgb: UInt8Array, size: int) -> UInt8Array:
+        """Fill a batch up to `size` on a GPU, where the rounding of each tile depends on how many there are."""
+        missing = size - len(tiles_rgb)
         if self.network.device != "cuda" or missing <= 0:
             return tiles_rgb
         return np.concatenate([tiles_rgb, np.zeros((missing, *tiles_rgb.shape[1:]), np.uint8)])

@@ -16,6 +16,7 @@ import zarr
 from zarr.codecs import BloscCodec, BloscShuffle
 from zarr.storage import LocalStore
 
+from wsi_seg.config import ClassSpec
 from wsi_seg.errors import UsageError
 
 NgffVersion = str
@@ -172,6 +173,33 @@ def multiscales(
     if zarr_version(zarr_format) == 2:
         scale["version"] = zarr_format
     return attributes({"multiscales": [scale], **(extra or {})}, zarr_format)
+
+
+def describe_labels(
+    root: zarr.Group,
+    name: str,
+    axes: Sequence[str],
+    scales: Sequence[Sequence[float]],
+    classes: Sequence[ClassSpec],
+    zarr_format: NgffVersion,
+    *,
+    unit: bool | str = True,
+) -> None:
+    """Describe `root` as an image whose levels are those of labels/`name`, and labels/classes beside it.
+
+    The arrays are labels/<label>/0, 1 ..., as many as there are scales. axes, scales, unit: see `multiscales`.
+    """
+    paths = [str(level) for level in range(len(scales))]
+    image = [f"labels/{name}/{path}" for path in paths]
+    root.attrs.update(multiscales(name, axes, image, scales, zarr_format, unit=unit))
+    labels = root.require_group("labels")
+    labels.attrs.update(attributes({"labels": [name, "classes"]}, zarr_format))
+    colors = [{"label-value": k, "rgba": [*c.color, 255]} for k, c in enumerate(classes, start=1)]
+    properties = [{"label-value": k, "class": c.name} for k, c in enumerate(classes, start=1)]
+    for label, extra in ((name, {}), ("classes", {"colors": colors, "properties": properties})):
+        about = {"image-label": {"version": zarr_format, "source": {"image": "../../"}, **extra}}
+        content = multiscales(label, axes, paths, scales, zarr_format, extra=about, unit=unit)
+        labels.require_group(label).attrs.update(content)
 
 
 def _axis(name: str, unit: bool) -> dict[str, str]:

@@ -11,6 +11,7 @@ from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 _EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+_OF_16_BITS_IN_ALL = "BGR;16"  # of some BMPs: 5, 6 and 5 bits
 _CODESTREAM = b"\xff\x4f\xff\x51"  # how one of JPEG 2000 begins, in a file of its own or in a box of JP2
 _MOST_BOXES = 1000
 _TURNED_BACK = {  # of each Orientation what undoes that Pillow has turned the picture
@@ -58,7 +59,8 @@ def stored_size(image: Image.Image) -> tuple[int, int]:
 
 def depth_problem(image: Image.Image) -> str:
     """Return why a picture of more than 8 bits, which Pillow would clip, is refused, else ""; before it is decoded."""
-    deep = any("16" in _raw_mode(tile[3]) for tile in getattr(image, "tile", ())) or _is_deep_jpeg2000(image)
+    raw_modes = {_raw_mode(tile[3]) for tile in getattr(image, "tile", ())} - {_OF_16_BITS_IN_ALL}
+    deep = any("16" in mode for mode in raw_modes) or _is_deep_jpeg2000(image)
     if image.mode in _EIGHT_BIT and not deep:
         return ""
     return f"has more than 8 bits per channel (Pillow mode {image.mode}); scale it to 8 bits first"

@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "MALLOC_TOP_PAD_": str(256 << 20),
     "MALLOC_ARENA_MAX": "1",
 }
+_CONTROL_GROUPS = "/sys/fs/cgroup"
 # the same options by their numbers in glibc's malloc.h
 _MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2, "MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_ARENA_MAX": -8}
 
@@ -83,11 +84,15 @@ def number_from(variable: str, usual: float) -> float:
 
 
 def cores() -> int:
-    """Return how many threads are to compute: as OMP_NUM_THREADS says, which Ray sets too, else one for each core."""
+    """Return how many threads are to compute: as OMP_NUM_THREADS says, which Ray sets too, else one for each core.
+
+    A container that may use less than all cores' time has as many as it would keep busy.
+    """
     try:
         return max(1, int(os.environ["OMP_NUM_THREADS"]))
     except (KeyError, ValueError):
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min([usable, *_quotas()])
 
 
 def held_bytes() -> int:
@@ -101,25 +106,33 @@ def held_bytes() -> int:
 def machine_bytes() -> int:
     """Return the memory of this machine, or of the part of it, such as a container, that this process is held to."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in _limit_files():
-        try:
-            limits.append(int(file.read_text()))
-        except (OSError, ValueError):  # there is none, or it is "max"
-            continue
+    for folder in _control_groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with suppress(OSError, ValueError):  # there is none, or it is "max"
+                limits.append(int((folder / name).read_text()))
     return min(limits)
 
 
-def _limit_files() -> Iterator[Path]:
-    """Yield the files of control groups, of both versions, that may hold a limit: those of its group and above."""
+def _quotas() -> Iterator[int]:
+    """Yield how many cores the control groups of this process would keep busy."""
+    for folder in _control_groups("cpu"):
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            with suppress(OSError, ValueError):  # there is none, or it is "max"
+                quota, period = (int(word) for name in names for word in (folder / name).read_text().split())
+                if quota > 0 and period > 0:  # -1 is none
+                    yield -(-quota // period)
+
+
+def _control_groups(controller: str) -> Iterator[Path]:
+    """Yield the folders of control groups, of both versions, that may limit this process: of its group and above."""
     try:
         groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:
         return
     for _, controllers, group in groups:
-        root, name = ("", "memory.max") if not controllers else ("memory", "memory.limit_in_bytes")
-        if controllers in ("", "memory"):
-            own = Path("/sys/fs/cgroup", root, group.lstrip("/"))
-            yield from (folder / name for folder in (own, *own.parents[: len(Path(group).parts) - 1]))
+        if controller in controllers.split(",") or not controllers:
+            own = Path(_CONTROL_GROUPS, controllers and controller, group.lstrip("/"))
+            yield from (own, *own.parents[: len(Path(group).parts) - 1])
 
 
 def peak_memory_mb() -> float:

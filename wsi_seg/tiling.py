@@ -20,20 +20,21 @@ def active_tiles(tissue: npt.NDArray[np.bool_], plane_mp: Box, step_px: int, mpp
     um_per_pixel = mpp * plane_mp.width / tissue.shape[1], mpp * plane_mp.height / tissue.shape[0]
     reach = [2 * int(np.ceil(TISSUE_MARGIN_UM / size)) + 1 for size in reversed(um_per_pixel)]
     grown = ndimage.maximum_filter(tissue, size=reach)
-    rows, columns = -(-plane_mp.height // step_px), -(-plane_mp.width // step_px)
-    active = np.zeros((rows, columns), np.bool_)
-    for row in range(rows):
-        y = _covering(row * step_px, (row + 1) * step_px, plane_mp.height, tissue.shape[0])
-        for column in range(columns):
-            x = _covering(column * step_px, (column + 1) * step_px, plane_mp.width, tissue.shape[1])
-            active[row, column] = grown[y, x].any()
-    return active
+    by_rows = _any_in_each_step(grown, step_px, plane_mp.height)
+    return _any_in_each_step(by_rows.T, step_px, plane_mp.width).T
 
 
-def _covering(begin: int, end: int, size: int, pixels: int) -> slice:
-    """Return the coarse pixels that touch [begin, end) of a side of `size` that has `pixels` of them."""
-    last = -(-min(end, size) * pixels // size)
-    return slice(begin * pixels // size, max(last, begin * pixels // size + 1))
+def _any_in_each_step(coarse: npt.NDArray[np.bool_], step_px: int, size: int) -> npt.NDArray[np.bool_]:
+    """Return, for each step along the first side, whether any coarse pixel that touches it is true.
+
+    size: of that side, of which `coarse` has fewer pixels.
+    """
+    begins = np.arange(0, size, step_px)
+    first = begins * len(coarse) // size
+    end = -(-np.minimum(begins + step_px, size) * len(coarse) // size)
+    padded = np.pad(coarse, ((0, 1), (0, 0)))  # reduceat wants ends that are in the array
+    touched: npt.NDArray[np.bool_] = np.logical_or.reduceat(padded, np.stack([first, end], axis=1).ravel())[::2]
+    return touched
 
 
 def make_blocks(
@@ -43,7 +44,9 @@ def make_blocks(
     blocks = []
     for row, column in plane_mp.cells(block_px):
         core = cell_box(row, column, block_px).clipped(plane_mp)
-        if any(active[tile] for tile in core.cells(step_px)):
+        rows = slice(core.y0 // step_px, -(-core.y1 // step_px))
+        columns = slice(core.x0 // step_px, -(-core.x1 // step_px))
+        if active[rows, columns].any():
             blocks.append(Block(row, column, core, core.grown(halo_px).clipped(plane_mp)))
     return tuple(blocks)
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,17 @@ INK_HALO_COLOUR = 0.05  # tissue near ink must show as much
 BLACK = 0.80  # least density of the three channels: RGB below 40
 
 
+class Findings(NamedTuple):
+    """What is seen on a picture of a slide.
+
+    tissue: (Y, X) bool. ink_share: of what is coloured, the share that is left out since it is, or is beside, what has
+    the colour of ink; 0 to 1. Sections in blue or green stains look so, too.
+    """
+
+    tissue: Mask
+    ink_share: float
+
+
 @dataclass(frozen=True, eq=False)
 class _Strip:
     """Rows of the picture: those of its own, and as many around as their values depend on."""
@@ -65,13 +76,14 @@ class _Optics:
     """What is seen in some rows, (rows, X) each.
 
     mean, colour: of the optical density. texture: its standard deviation in a window. colour_wide: mean of the window.
-    from_ink: micrometres, right up to INK_HALO_UM.
+    ink: where it has the colour of ink. from_ink: micrometres from there or from black, right up to INK_HALO_UM.
     """
 
     mean: Plane
     colour: Plane
     texture: Plane
     colour_wide: Plane
+    ink: Mask
     from_ink: npt.NDArray[np.float64]
 
     @property
@@ -90,11 +102,16 @@ class _Glass:
 
 
 def find_tissue(thumbnail_rgb: npt.NDArray[np.uint8], mpp: float, *, strip_px: int = 1 << 19) -> Mask:
-    """Return where there is tissue, (Y, X) bool.
+    """Return where there is tissue, (Y, X) bool; arguments as those of `examine`."""
+    return examine(thumbnail_rgb, mpp, strip_px=strip_px).tissue
+
+
+def examine(thumbnail_rgb: npt.NDArray[np.uint8], mpp: float, *, strip_px: int = 1 << 19) -> Findings:
+    """Return where there is tissue, and how much was taken for ink.
 
     thumbnail_rgb: (Y, X, 3) uint8 RGB, the slide reduced by area averaging.
     mpp: micrometres per pixel of the thumbnail, about 8.
-    strip_px: about so many pixels are worked on at once; the result is the same. Beside them at most 8 bytes are held
+    strip_px: about so many pixels are worked on at once; the result is the same. Beside them at most 9 bytes are held
     for each pixel of the picture.
 
     All tissue gives all True, all glass gives all False. Blue, green, black and bright red ink are left out, except
@@ -105,18 +122,22 @@ def find_tissue(thumbnail_rgb: npt.NDArray[np.uint8], mpp: float, *, strip_px: i
     strips = _strips(shape, strip_px, reach=_REACH_UM / mpp)
     seen = lru_cache(maxsize=1)(lambda strip: _look(thumbnail_rgb, strip, mpp))  # a small picture is one strip
     glass = _find_glass(strips, seen, step=math.ceil(math.sqrt(shape[0] * shape[1] / MOST_GLASS_PX)))
-    seeds, ground, allowed, clear = (np.empty(shape, np.bool_) for _ in range(4))
+    seeds, ground, allowed, clear, ink = (np.empty(shape, np.bool_) for _ in range(5))
     for strip in strips:
         optics = seen(strip)
         seeds[strip.own], ground[strip.own] = _stained(optics, glass)
+        ink[strip.own] = optics.ink
         clear[strip.own] = optics.from_ink > INK_HALO_UM
         near = (optics.from_ink > INK_EDGE_UM) & (optics.colour > INK_HALO_COLOUR)
         allowed[strip.own] = clear[strip.own] | near
-    tissue = ndi.binary_propagation(seeds, mask=ground) & allowed
-    del seeds, ground, allowed
+    coloured = ndi.binary_propagation(seeds, mask=ground)
+    tissue = coloured & allowed
+    ink |= coloured & ~clear
+    del seeds, ground, coloured, allowed
     tissue = _closed(tissue, CLOSE_UM / mpp, strip_px)
     tissue = _without_specks(tissue, MIN_SPECK_UM2 / mpp**2, clear)
-    return _without_holes(tissue, MAX_HOLE_UM2 / mpp**2)
+    tissue = _without_holes(tissue, MAX_HOLE_UM2 / mpp**2)
+    return Findings(tissue, _share_of(ink & ~tissue, tissue, MIN_SPECK_UM2 / mpp**2))
 
 
 def _strips(shape: tuple[int, ...], strip_px: int, reach: float) -> list[_Strip]:
@@ -132,14 +153,15 @@ def _look(thumbnail_rgb: npt.NDArray[np.uint8], strip: _Strip, mpp: float) -> _O
     """Measure the own rows of a strip."""
     density = -np.log10((thumbnail_rgb[strip.wide].astype(np.float32) + 1) / 256)
     density = ndi.gaussian_filter(density, (SMOOTH_UM / mpp, SMOOTH_UM / mpp, 0), mode="nearest")
-    from_ink = _distance_to(_ink(density) | (density.min(axis=-1) > BLACK)) * mpp
+    ink = _ink(density)
+    from_ink = _distance_to(ink | (density.min(axis=-1) > BLACK)) * mpp
     colour = density[..., 1] - np.minimum(density[..., 0], density[..., 2])
     mean, window = density.mean(axis=-1), WINDOW_UM / mpp
     mean_wide, colour_wide = (ndi.gaussian_filter(plane, window, mode="nearest") for plane in (mean, colour))
     # The local mean is taken off first, so that the slope of a shadow is no texture.
     texture = np.sqrt(ndi.gaussian_filter((mean - mean_wide) ** 2, window, mode="nearest"))
     mean, colour, texture, colour_wide = (strip.cropped(plane) for plane in (mean, colour, texture, colour_wide))
-    return _Optics(mean, colour, texture, colour_wide, strip.cropped(from_ink))
+    return _Optics(mean, colour, texture, colour_wide, strip.cropped(ink), strip.cropped(from_ink))
 
 
 def _find_glass(strips: Sequence[_Strip], seen: Callable[[_Strip], _Optics], step: int) -> _Glass | None:
@@ -213,6 +235,12 @@ def _without_holes(mask: Mask, area: float) -> Mask:
     fill = _sizes(labels, count) < area
     fill[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = False
     return np.asarray(fill[labels] | mask)
+
+
+def _share_of(part: Mask, other: Mask, least: float) -> float:
+    """Return the share of a part in itself and another, which it does not touch; 0 below `least` pixels."""
+    size, rest = int(part.sum()), int(other.sum())
+    return size / (size + rest) if size >= least else 0.0
 
 
 def _sizes(labels: npt.NDArray[np.int32], count: int, where: Mask | None = None) -> npt.NDArray[np.int64]:

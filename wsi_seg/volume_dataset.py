@@ -87,15 +87,15 @@ def open_volumes(folder: str | Path, mpp: float | None = None, spacing: float | 
 def open_pairs(
     folder: str | Path, pairs: Iterable[tuple[str, str]], mpp: float, spacing: float | None = None
 ) -> list[VolumeItem]:
-    """Return volumes and their instance labels, each named by its path below a folder of any form."""
+    """Return volumes and their instance labels, named by their paths below a folder of any form, without suffix."""
     root = Path(folder)
     items = []
-    for volume, labels in ((root / a, root / b) for a, b in pairs):
+    for name, volume, labels in ((Path(a).with_suffix("").as_posix(), root / a, root / b) for a, b in pairs):
         for path in (volume, labels):
             if not path.is_file():
                 raise UsageError(f"{path}: there is no such file; expected a volume and its labels")
         _check_shapes(volume, (labels,))
-        items.append(_item(root, volume, labels, None, {}, mpp, spacing, instances=True))
+        items.append(_item(root, name, volume, labels, None, {}, mpp, spacing, instances=True))
     return items
 
 
@@ -131,7 +131,7 @@ def _find(root: Path, volume: Path, facts: Mapping[str, str], mpp: float | None,
         raise UsageError(f"{volume}: has no annotation; expected labels/{volume.stem}.tif or masks/{volume.stem}.tif")
     types = _beside(root, "types", volume)
     _check_shapes(volume, (labels, types) if types else (labels,))
-    return _item(root, volume, labels, types, facts, mpp, spacing, instances=instances)
+    return _item(root, volume.stem, volume, labels, types, facts, mpp, spacing, instances=instances)
 
 
 def _check_shapes(volume: Path, annotations: Iterable[Path]) -> None:
@@ -147,6 +147,7 @@ def _check_shapes(volume: Path, annotations: Iterable[Path]) -> None:
 
 def _item(
     root: Path,
+    name: str,
     volume: Path,
     labels: Path,
     types: Path | None,
@@ -157,14 +158,14 @@ def _item(
     instances: bool,
 ) -> VolumeItem:
     return VolumeItem(
-        name=volume.stem,
+        name=name,
         volume=volume,
         labels=labels,
         instances=instances,
         types=types,
         mpp=mpp_of(volume, facts, mpp),
         spacing=spacing_of(volume, facts, spacing),
-        group=facts.get("group") or volume.stem,
+        group=facts.get("group") or name,
         source=facts.get("source") or root.name,
         licence=facts.get("licence", ""),
     )

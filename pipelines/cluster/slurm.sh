@@ -12,15 +12,17 @@ set -euo pipefail
 
 port=$((20000 + SLURM_JOB_ID % 20000))
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" hostname --ip-address | awk '{print $1}')
+# On Debian and its like `hostname --ip-address` may be 127.0.1.1, which no other node reaches.
+head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" hostname -I | awk '{print $1}')
 
 # Only who has this token may use the cluster.
 export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN
 
+# The other nodes take its temporary folder: paths of sockets must be short, and TMPDIR may be long.
 srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" \
-    ray start --head --node-ip-address="$head_ip" --port="$port" --block &
+    ray start --head --node-ip-address="$head_ip" --port="$port" --temp-dir="/tmp/ray-$SLURM_JOB_ID" --block &
 until ray health-check --address "$head_ip:$port" > /dev/null 2>&1; do
     kill -0 $! # ends the script if the head has ended
     sleep 2

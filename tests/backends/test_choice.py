@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.volumes.conftest import write_bundle
 from wsi_seg.api import plan, run
 from wsi_seg.backends import BackendChoice, DeviceChoice, choice, choose_device, load_early, load_onto
-from wsi_seg.backends.conversion import converted
+from wsi_seg.backends.conversion import _reason, converted
 from wsi_seg.backends.openvino import OpenVinoNetwork
 from wsi_seg.bundles import Bundle, find_bundle
 from wsi_seg.cli import main
 from wsi_seg.engine.finish import RunInfo, _gpu_busy
 from wsi_seg.errors import ModelError, ResumeError, UsageError
 from wsi_seg.files import CACHE_VARIABLE
+from wsi_seg.nets import build_network
 from wsi_seg.stopwatch import Stopwatch
 from wsi_seg.testing.stub import stub_model
 
@@ -81,7 +83,15 @@ def test_a_gpu_that_cannot_be_used_is_told_of(
         choose_device("cuda")
 
 
-@pytest.mark.parametrize("said", ["CUDA out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    ],
+)
 def test_what_did_not_fit_keeps_no_memory(said: str) -> None:
     """The next attempt, with fewer tiles, needs it."""
     import torch
@@ -145,6 +155,20 @@ def test_what_openvino_does_not_do_is_refused(
     monkeypatch.setattr(choice, "choose_device", lambda wanted: wanted)
     with pytest.raises(UsageError, match=reason):
         load_onto(changed(**spec), device, "openvino")
+
+
+def test_a_model_for_cpus_alone_computes_there_unless_a_gpu_is_asked_for(
+    small_slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "_has_cuda_driver", lambda: True)
+    monkeypatch.setattr(choice, "_cuda_problem", lambda: None)
+    monkeypatch.setattr(choice, "_begun", {})
+    assert load_onto(find_bundle("effunetpp-int8"), "auto").device == "cpu"
+    load_early("effunetpp-int8", "auto", "auto")
+    assert choice._begun
+    assert list(plan(small_slide, "effunetpp-int8"))
+    with pytest.raises(UsageError, match="effunetpp-int8 computes on CPUs; add --device cpu"):
+        load_onto(find_bundle("effunetpp-int8"), "cuda")
 
 
 def test_little_memory_gets_few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,13 +248,36 @@ def test_what_cannot_be_converted_is_told_and_nothing_is_left(tmp_path: Path, mo
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     bundle = find_bundle(stub_model(tmp_path / "stub"))
     bundle.weights_path.write_bytes(b"nothing")
-    with pytest.raises(ModelError, match=r"OpenVINO cannot take it \(.+\); use --backend torch"):
+    with pytest.raises(ModelError, match=r"OpenVINO cannot take it \(ModelError: .+weights.+\); use --backend torch"):
         load_onto(bundle, "cpu", "openvino")
     assert not list((tmp_path / "cache").iterdir())
     (tmp_path / "cache").rmdir()
     (tmp_path / "cache").write_bytes(b"")
     with pytest.raises(ModelError, match=r"cannot be kept there .* set WSI_SEG_CACHE to another folder"):
         load_onto(bundle, "cpu", "openvino")
+
+
+def test_a_network_of_a_large_stride_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its smallest input is larger than what others are converted with."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    options = {"base_filters": 1, "num_layers": 10}
+    network = build_network("flexunet", None, 2, options)
+    spec = {"architecture": "flexunet", "options": options, "tile_px": 512}
+    bundle = find_bundle(write_bundle(tmp_path / "deep", network, **spec))
+    maps = load_onto(bundle, "cpu", "openvino")(np.zeros((1, 512, 512, 3), np.uint8), Stopwatch())
+    assert maps.shape == (1, 2, 512, 512)
+
+
+def test_why_a_network_cannot_be_converted_is_told_in_one_line() -> None:
+    def wrapped() -> None:
+        try:
+            raise AssertionError("Input height (256)\ndoesn't match model (224).")
+        except AssertionError as error:
+            raise RuntimeError("Couldn't get a module.\nPlease see https://example.org/a/tutorial") from error
+
+    with pytest.raises(RuntimeError) as raised:
+        wrapped()
+    assert _reason(raised.value) == "AssertionError: Input height (256) doesn't match model (224)."
 
 
 @pytest.mark.parametrize("backend", ["torch", "openvino"])

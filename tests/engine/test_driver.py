@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import RunSettings
+from wsi_seg.engine import driver
 from wsi_seg.engine.driver import Driver
+from wsi_seg.engine.failures import Failure, is_away
 from wsi_seg.engine.progress import Silent
-from wsi_seg.engine.worker import JOBS, Failure, Job, Outcome, WorkerInfo
+from wsi_seg.engine.worker import JOBS, Job, Outcome, WorkerInfo
+from wsi_seg.errors import WsiSegError
 from wsi_seg.geometry import Box
 from wsi_seg.records import Commit, Frame, SlidePlan, SlideResult
 from wsi_seg.slides.inputs import SlideSource
@@ -108,3 +113,122 @@ def test_every_block_is_done_once_and_the_run_ends(workers: int, seed: int, tmp_
         assert result.status == ("failed" if failed else "done")
         if not failed:
             assert done == len(plans[result.name].blocks)
+
+
+SETTINGS = RunSettings(block_px=512)
+
+
+def driven(executor: ShuffledWorkers, sources: list[SlideSource], out: Path) -> Driver:
+    return Driver(sources, find_bundle("effunetpp"), SETTINGS, out, executor, Silent())
+
+
+class Storage(ShuffledWorkers):
+    """Its slides are in folders; where one is missing they cannot be planned. `back` is made when a slide is done."""
+
+    back: Path | None = None
+
+    def _outcome(self, job: Job) -> Outcome:
+        if job.method == "plan" and not Path(path := job.arguments[0].path).exists():
+            return Failure("no such file", "away" if is_away(path) else "slide")
+        if job.method == "finish" and self.back:
+            self.back.mkdir(exist_ok=True)
+            for k in range(9):
+                (self.back / f"away{k}").touch()
+        return super()._outcome(job)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Storage, list[SlideSource]]:
+    """Nine slides whose folder is missing, six wrong names in one that is there, and a good one in the same."""
+    monkeypatch.setattr(driver, "_ASK_S", 0.0)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "good").touch()
+    paths = [*(tmp_path / "mount" / f"away{k}" for k in range(9)), *(tmp_path / "here" / f"wrong{k}" for k in range(6))]
+    sources = [SlideSource(str(path), path.name) for path in (*paths, tmp_path / "here" / "good")]
+    plans = {source.name: plan_of(source.name, 2, 2, SETTINGS) for source in sources}
+    return Storage(1, plans, 0), sources
+
+
+def test_slides_whose_storage_is_away_stay_waiting_and_all_others_are_done(
+    mounted: tuple[Storage, list[SlideSource]], tmp_path: Path
+) -> None:
+    run = driven(*mounted, tmp_path / "out")
+    with pytest.raises(WsiSegError, match=r"storage is away: [234] slides are left .*run the same command again"):
+        run.run()
+    assert run.results["good"].status == "done"
+    assert all(run.results[f"wrong{k}"].kind == "slide" for k in range(6))
+    assert 5 <= sum(result.kind == "away" for result in run.results.values()) < 8
+
+
+def test_slides_whose_storage_comes_back_are_done(mounted: tuple[Storage, list[SlideSource]], tmp_path: Path) -> None:
+    mounted[0].back = tmp_path / "mount"
+    results = driven(*mounted, tmp_path / "out").run()
+    assert sum(result.kind == "away" for result in results) + sum(result.status == "done" for result in results) == 10
+    assert sum(result.status == "done" for result in results) >= 3
+
+
+def test_a_slides_time_begins_with_its_first_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is planned before, while its predecessor is worked on. The clock counts jobs that ended."""
+
+    class InTurn(ShuffledWorkers):
+        ended = 0
+        took: ClassVar[dict[str, float]] = {}
+
+        def wait(self) -> list[tuple[Job, Outcome]]:
+            self.ended += 1
+            _, job = self._running.pop(0)
+            if job.method == "finish":
+                self.took[job.slide] = job.arguments[1].wall_s
+            return [(job, self._outcome(job))]
+
+    executor = InTurn(1, {name: plan_of(name, 6, 5, SETTINGS) for name in "abc"}, 0)
+    monkeypatch.setattr("wsi_seg.engine.driver.time.perf_counter", lambda: executor.ended + 1)
+    driven(executor, [SlideSource(name, name) for name in "abc"], tmp_path).run()
+    assert all(30 <= took < 36 for took in executor.took.values()), executor.took
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_ctrl_c_as_a_job_is_handed_out_stops_the_run(number: int, tmp_path: Path) -> None:
+    class Interrupted(ShuffledWorkers):
+        submitted = 0
+
+        def submit(self, worker: int, job: Job) -> None:
+            super().submit(worker, job)
+            self.submitted += 1
+            if self.submitted == number:
+                raise KeyboardInterrupt
+
+    executor = Interrupted(2, {name: plan_of(name, 3, 3, SETTINGS) for name in "ab"}, number)
+    with pytest.raises(KeyboardInterrupt):
+        driven(executor, [SlideSource(name, name) for name in "ab"], tmp_path).run()
+
+
+def test_a_job_that_hangs_of_a_slide_that_failed_does_not_keep_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging(ShuffledWorkers):
+        """The first block never ends."""
+
+        looks = 0
+
+        def wait(self) -> list[tuple[Job, Outcome]]:
+            ending = [(worker, job) for worker, job in self._running if job is not self.hangs]
+            if not ending:
+                self.looks += 1
+                assert self.looks < 1000, "it is waited for"
+                time.sleep(0.001)
+                return []
+            self._running.remove(ending[0])
+            return [(ending[0][1], self._outcome(ending[0][1]))]
+
+        hangs: Job | None = None
+
+        def submit(self, worker: int, job: Job) -> None:
+            if job.method == "block" and self.hangs is None:
+                self.hangs = job
+            super().submit(worker, job)
+
+    monkeypatch.setattr(driver, "_GRACE_S", 0.05)
+    executor = Hanging(1, {name: plan_of(name, 3, 3, SETTINGS) for name in ("bad", "good")}, 0)
+    results = driven(executor, [SlideSource(name, name) for name in ("bad", "good")], tmp_path).run()
+    assert [result.status for result in results] == ["failed", "done"]

@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +20,11 @@ from wsi_seg.backends.pytorch import TorchNetwork
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import RunSettings
 from wsi_seg.engine import failures
-from wsi_seg.engine.failures import kind_of, pause_before_retry
+from wsi_seg.engine.failures import Failure, kind_of, pause_before_retry
 from wsi_seg.engine.finish import RunInfo
 from wsi_seg.engine.identity import identity_of
 from wsi_seg.engine.ledger import Ledger
-from wsi_seg.engine.worker import Failure, Job, Worker, WorkerOptions
+from wsi_seg.engine.worker import Job, Worker, WorkerOptions
 from wsi_seg.errors import DamageError, MppError, ResumeError, SlideOpenError, SlideReadError, StorageError, WsiSegError
 from wsi_seg.geometry import Box
 from wsi_seg.records import Commit, SlidePlan, SlideResult
@@ -47,6 +49,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (caused(SlideReadError("a.svs", "unread"), OSError(errno.EIO, "broken")), "io"),
         (caused(StorageError("a", "unwritten"), TimeoutError()), "io"),
         (caused(StorageError("a", "unwritten"), OSError(errno.ENOSPC, "full")), "storage"),
+        (caused(StorageError("a", "unwritten"), FileNotFoundError(errno.ENOENT, "no folder")), "io"),
         (caused(SlideOpenError("a.svs", "no file"), FileNotFoundError(errno.ENOENT, "no")), "slide"),
         (SlideReadError("a.svs", "unread"), "slide"),
         (MppError("a.svs", "no mpp"), "mpp"),
@@ -62,6 +65,55 @@ def caused(error: Exception, cause: Exception) -> Exception:
 )
 def test_kinds(error: Exception, kind: str) -> None:
     assert kind_of(error) == kind
+
+
+@pytest.mark.parametrize(
+    ("there", "kind"),
+    [((), "away"), (("slides/",), "away"), (("slides/other.svs",), "slide"), (("link -> away/a.svs",), "away")],
+)
+def test_a_slide_is_away_where_its_folder_is(there: tuple[str, ...], kind: str, tmp_path: Path) -> None:
+    """Missing, empty as a mount point is, or behind a link; a name that is wrong in a folder with others is wrong."""
+    path = tmp_path / "slides" / "a.svs"
+    for name in there:
+        (tmp_path / "slides").mkdir()
+        if name.endswith("other.svs"):
+            (tmp_path / name).touch()
+        elif "->" in name:
+            path.symlink_to(tmp_path / "away" / "a.svs")
+    missing = SlideOpenError(path, "no such file; check the path")
+    failure = Failure.of(missing, str(path))
+    assert (failure.kind, kind_of(missing), kind_of(MemoryError(), str(path))) == (kind, "slide", "memory")
+    assert ("mount it" in failure.reason) == (kind == "away")
+    assert pause_before_retry(missing, 1, failure.kind) == (1.0 if kind == "away" else None)
+
+
+def test_what_is_behind_a_url_is_in_no_folder() -> None:
+    assert kind_of(SlideOpenError("s3://bucket/a.svs", "no"), "s3://bucket/a.svs") == "slide"
+
+
+def test_a_mount_that_comes_back_costs_nothing(
+    phantoms: Path, stub: Path, quiet: Path, digest: Digest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes away once the slide is planned, and is back before the second attempt."""
+    folder, away = tmp_path / "slides", tmp_path / "away"
+    folder.mkdir()
+    shutil.copy(phantoms / "a.tiff", folder)
+    begin, pause = Ledger.begin, time.sleep
+
+    def go_away(ledger: Ledger, *arguments: Any) -> None:
+        begin(ledger, *arguments)
+        folder.rename(away)
+
+    def come_back(seconds: float) -> None:
+        if away.exists():
+            away.rename(folder)
+        pause(0.01)
+
+    monkeypatch.setattr(Ledger, "begin", go_away)
+    monkeypatch.setattr("wsi_seg.engine.worker.time.sleep", come_back)
+    (result,) = run(folder / "a.tiff", stub, tmp_path / "out", executor="local", block_px=512)
+    assert result.status == "done"
+    assert digest(tmp_path / "out" / "a") == digest(quiet / "a")
 
 
 def test_only_what_may_pass_is_tried_again() -> None:

@@ -113,6 +113,17 @@ def test_a_lease_decides_about_other_machines(claims: Claims, tmp_path: Path) ->
     assert not token.exists()
 
 
+def test_who_looks_goes_by_the_clock_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1e6)
+    token = put(tmp_path, 0)
+    os.utime(token)
+    assert claim_of(tmp_path, "slide") is not None
+    os.utime(token, (token.stat().st_mtime - LEASE_S - 1,) * 2)
+    assert claim_of(tmp_path, "slide") is None
+    assert [path.name for path in (tmp_path / WORK).iterdir()] == [CLAIMS]
+    assert token.exists()
+
+
 def test_a_claim_that_is_only_being_written_counts(claims: Claims, tmp_path: Path) -> None:
     put(tmp_path, 0).write_text('{"host": "else')
     assert claims.take("slide") is not None

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from wsi_seg.backends import load_onto
 from wsi_seg.bundles import find_bundle
 from wsi_seg.engine import memory, worker
 from wsi_seg.engine.lanes import Lanes
+from wsi_seg.engine.layout import PLAN_FILE, WORK
 from wsi_seg.engine.memory import BANDS_PX, Need, Sizes, choose_sizes, parse_bytes
-from wsi_seg.engine.worker import JOBS, Worker, WorkerOptions, _fitting
+from wsi_seg.engine.worker import JOBS, Worker, WorkerOptions, _fitting, _kept_px
 from wsi_seg.errors import UsageError
 from wsi_seg.geometry import Box
 from wsi_seg.nets.footprint import forward_bytes
@@ -86,6 +88,38 @@ def test_the_less_memory_the_smaller_and_never_more_than_given(need: Need) -> No
     assert work == sorted(work, reverse=True)
     with pytest.raises(UsageError, match=r"needs at least .*with this model; give"):
         choose_sizes(need, "cpu", least - 1)
+
+
+@pytest.mark.usefixtures("large_machine")
+def test_blocks_that_are_kept_keep_their_size_though_a_process_holds_a_little_more_or_less(tmp_path: Path) -> None:
+    """Else they would go unused, and the same command would begin anew."""
+    network = load_onto(find_bundle("effunetpp"), "cpu", "torch")
+    once, more = (Need(network, JOBS["cpu"], held) for held in (HELD, HELD + 40_000_000))
+    differ = 0
+    for bound in range(once.of(Sizes(512, 1, 512)), once.of(DEFAULT) + GB, 20_000_000):
+        px, now_px = choose_sizes(once, "cpu", bound).block_px, None
+        with suppress(UsageError):
+            now_px = choose_sizes(more, "cpu", bound).block_px
+        differ += px != now_px
+        assert choose_sizes(more, "cpu", bound, kept_px=px).block_px == px
+        if now_px:
+            assert choose_sizes(once, "cpu", bound, kept_px=now_px).block_px == now_px
+    assert differ
+    assert choose_sizes(once, "cpu", once.of(DEFAULT), kept_px=512).block_px == 2048, "the user gave more"
+
+
+def test_what_half_made_slides_have_is_known(tmp_path: Path) -> None:
+    def keep(name: str, plan: str) -> None:
+        (tmp_path / WORK / name).mkdir(parents=True)
+        (tmp_path / WORK / name / PLAN_FILE).write_text(plan)
+
+    assert _kept_px(tmp_path) is None
+    keep("a", '{"block_px": 512}')
+    keep("b", '{"block_px": 512}')
+    keep("damaged", "{")
+    assert _kept_px(tmp_path) == 512
+    keep("c", '{"block_px": 1024}')
+    assert _kept_px(tmp_path) is None
 
 
 @pytest.mark.usefixtures("large_machine")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from wsi_seg.api import run
+from wsi_seg.engine.layout import WORK
 from wsi_seg.engine.outputs import check_out
 from wsi_seg.errors import OutputError
 
@@ -36,6 +40,34 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written to"):
         check_out(tmp_path / "file")
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs a second device")
+def test_a_working_folder_on_another_device_is_told_at_once(tmp_path: Path) -> None:
+    with TemporaryDirectory(dir="/dev/shm") as scratch:
+        if os.stat(scratch).st_dev == tmp_path.stat().st_dev:
+            pytest.skip("needs a second device")
+        (tmp_path / WORK).symlink_to(scratch)
+        with pytest.raises(
+            OutputError, match=rf"cannot be renamed into it from {tmp_path / WORK}, which is on another"
+        ):
+            check_out(tmp_path)
+        assert os.listdir(scratch) == []
+
+
+def test_what_killed_runs_left_is_cleared_once_it_is_old(tmp_path: Path) -> None:
+    names = [".summary.csv.0.tmp", ".probe.0", ".runs/.0.json.0.tmp", ".work/.preflight.0", ".work/.probe.0"]
+    names += [".work/.stand.0/run.json", ".work/.clock.0", ".work/.anew.json.0.tmp"]
+    for name in (*names, ".mine.tmp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    check_out(tmp_path)
+    assert all((tmp_path / name).exists() for name in names), "a run may be writing them"
+    for path in list(tmp_path.rglob("*")):
+        os.utime(path, (time.time() - 100_000,) * 2)
+    (tmp_path / WORK / ".trash.0").symlink_to(tmp_path)
+    check_out(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".mine.tmp", ".runs"]
 
 
 def test_results_that_were_stored_elsewhere_are_not_taken_for_done(phantoms: Path, stub: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from importlib import metadata
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from wsi_seg.bundles import find_bundle
-from wsi_seg.engine import finish
-from wsi_seg.engine.finish import versions
+from wsi_seg.engine import identity
+from wsi_seg.engine.identity import versions
+from wsi_seg.engine.layout import WORK
 from wsi_seg.engine.preflight import Preflight, Question, problems_here
 
 
@@ -61,8 +63,22 @@ def test_versions_of_what_computes_and_decodes_are_compared_and_recorded(
     assert {"openvino", "tifffile", "imagecodecs", "opencv-python", "simplejpeg"} < question["programs"].keys()
     assert question["programs"]["tifffile"] == metadata.version("tifffile")
     assert versions().keys() - {"python"} == question["programs"].keys() - {"Python", "code of wsi-seg"}
-    monkeypatch.setattr(finish, "PACKAGES", ("numpy", "neverheard"))
-    assert finish.versions.__wrapped__()["neverheard"] == "missing"
+    monkeypatch.setattr(identity, "PACKAGES", ("numpy", "neverheard"))
+    assert versions.__wrapped__()["neverheard"] == "missing"
+
+
+def test_the_token_of_a_run_that_lasts_is_young_whenever_a_node_is_asked(
+    phantoms: Path, stub: Path, tmp_path: Path
+) -> None:
+    preflight = Preflight([str(phantoms / "a.tiff")], find_bundle(stub), tmp_path)
+    (token,) = (tmp_path / WORK).iterdir()
+    os.utime(token, (0, 0))
+    preflight._renew()
+    assert token.stat().st_mtime > 1e9
+    token.unlink()
+    preflight._renew()
+    assert problems_here(preflight.question) == []
+    preflight.close()
 
 
 def test_what_asked_leaves_nothing_behind(phantoms: Path, stub: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import pytest
 from wsi_seg.api import run
 from wsi_seg.engine import executors, nodes
 from wsi_seg.engine.executors import RayExecutor, start_ray
-from wsi_seg.engine.worker import Failure, Job, Outcome, WorkerInfo, WorkerOptions
+from wsi_seg.engine.failures import Failure
+from wsi_seg.engine.worker import Job, Outcome, WorkerInfo, WorkerOptions
 from wsi_seg.errors import UsageError
 from wsi_seg.records import Commit
 from wsi_seg.testing.killer import MARK, marked

@@ -13,6 +13,7 @@ import pytest
 
 from tests.engine.conftest import done_quietly
 from wsi_seg.api import run
+from wsi_seg.engine import identity
 from wsi_seg.errors import OutputError, ResumeError, UsageError
 from wsi_seg.records import Commit, SlidePlan, SlideResult
 from wsi_seg.testing.phantom import Phantom
@@ -134,6 +135,66 @@ def test_a_slide_that_was_replaced_is_refused(small_slide: Path, small_model: Pa
         shutil.copy(small_slide, slide)
         (result,) = run(slide, *arguments, executor="local", block_px=512)
         assert result.status == "done"
+
+
+def test_a_slide_that_is_replaced_while_it_is_worked_on_fails(
+    small_slide: Path, small_model: Path, events: Any, tmp_path: Path
+) -> None:
+    slide, other = tmp_path / "slide.tiff", tmp_path / "other.tiff"
+    shutil.copy(small_slide, slide)
+    content = bytearray(small_slide.read_bytes())
+    content[3000] ^= 1
+    other.write_bytes(content)
+    progress = events()
+    progress.planned = lambda *_: other.rename(slide)
+    (result,) = run(slide, small_model, tmp_path / "out", executor="local", block_px=512, progress=progress)
+    assert (result.status, result.kind) == ("failed", "slide")
+    assert "was changed while it was worked on" in result.reason
+    assert not list((tmp_path / "out" / ".work").rglob("*.block"))
+
+
+def test_parts_of_other_versions_are_kept_and_told(
+    interrupted: Path,
+    small_slide: Path,
+    small_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plan = interrupted / ".work" / "small" / "plan.json"
+    before = json.loads(plan.read_text())["versions"]
+    assert before == [dict(identity.versions())]
+    now = {**identity.versions(), "torch": "99.0"}
+    for module in ("identity", "ledger"):
+        monkeypatch.setattr(f"wsi_seg.engine.{module}.versions", lambda: now)
+    (result,) = run(small_slide, small_model, interrupted, executor="local", block_px=512)
+    assert result.status == "done"
+    told = (
+        f"made with other versions (torch was {before[0]['torch']}, now 99.0) and are kept; --overwrite makes all anew"
+    )
+    assert told in caplog.text
+    assert told in " ".join(result.warnings)
+    record = json.loads((interrupted / "small" / "run.json").read_text())
+    assert record["environment"]["versions_before"] == before
+    assert record["warnings"] == list(result.warnings)
+    (again,) = run(small_slide, small_model, interrupted, executor="local", block_px=512)
+    assert again.status == "done"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_nothing_is_told_of_versions_that_made_nothing_or_are_not_known(
+    known: bool, interrupted: Path, small_slide: Path, small_model: Path
+) -> None:
+    work = interrupted / ".work" / "small"
+    plan = json.loads((work / "plan.json").read_text())
+    if known:
+        plan["versions"] = [{"torch": "0.1"}]
+        shutil.rmtree(work / "blocks")
+    else:
+        del plan["versions"]
+    (work / "plan.json").write_text(json.dumps(plan))
+    (result,) = run(small_slide, small_model, interrupted, executor="local", block_px=512)
+    assert (result.status, result.warnings) == ("done", ())
+    assert "versions_before" not in json.loads((interrupted / "small" / "run.json").read_text())["environment"]
 
 
 def test_another_slide_does_not_get_the_results_of_a_finished_one(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from wsi_seg.api import run
+from wsi_seg.engine import lock
 from wsi_seg.engine.layout import CLAIMS, WORK
 from wsi_seg.engine.lock import Claims
 from wsi_seg.records import SlideResult
@@ -92,26 +93,34 @@ def test_the_slide_of_a_run_that_dies_is_taken_over(
     assert not (tmp_path / WORK).exists()
 
 
-def test_a_run_that_lost_its_slide_lets_it_go(phantoms: Path, stub: Path, events: Any, tmp_path: Path) -> None:
-    """As when its machine slept, and another took the slide over."""
-    from wsi_seg.engine import lock
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_run_that_lost_its_slide_lets_it_go_to_who_has_it(
+    taken: bool, phantoms: Path, stub: Path, events: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its machine slept, and another took the slide over; or its folder was away, and nobody did."""
+    monkeypatch.setattr(lock, "LEASE_S", 0.04)
+    other, out = Claims(tmp_path / "out"), tmp_path / "out"
 
-    lease, lock.LEASE_S = lock.LEASE_S, 0.04
-    try:
-
-        def lose(*_: object) -> None:
-            for token in (tmp_path / WORK / CLAIMS / "a").glob("*"):
+    def lose(*_: object) -> None:
+        if progress.blocks != 6:  # which are all, so nothing is being written
+            return
+        if taken:
+            for token in (out / WORK / CLAIMS / "a").glob("*"):
                 token.unlink()
+            assert other.take("a") is None
             time.sleep(0.1)
+        else:  # what the run kept is there again afterwards
+            out.rename(tmp_path / "away")
+            time.sleep(0.1)
+            (tmp_path / "away").rename(out)
 
-        (result,) = run(
-            phantoms / "a.tiff", stub, tmp_path, executor="local", progress=events(advanced=lose), block_px=512
-        )
-    finally:
-        lock.LEASE_S = lease
-    assert result.status == "busy"
-    assert "silent for too long" in result.reason
-    assert not (tmp_path / "a").exists()
+    progress = events(advanced=lose)
+    (result,) = run(phantoms / "a.tiff", stub, out, executor="local", progress=progress, block_px=512)
+    other.close()
+    assert result.status == ("busy" if taken else "done")
+    assert (out / "a").exists() == (not taken)
+    if taken:
+        assert f"the run of process {os.getpid()} on" in result.reason and "silent for too long" in result.reason
 
 
 def test_two_commands_share_the_slides(

@@ -198,10 +198,10 @@ def test_the_stain_of_a_slide_that_is_mostly_glass_is_that_of_its_tissue(
 def test_where_no_tissue_is_seen_the_stain_is_that_of_everything(
     tissue_rgb: RGB, target: StainProfile, small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "find_tissue", lambda rgb, mpp: np.zeros(rgb.shape[:2], np.bool_))
+    monkeypatch.setattr(planning, "_small_picture", lambda slide: (np.full((30, 30, 3), 243, np.uint8), 8.0))
     assert planned_stain(tissue_rgb, small_model, tissue="all", stain=target) is not None
     assert planned_stain(tissue_rgb, small_model, tissue="auto", stain=target) is None
-    monkeypatch.setattr(planning, "find_tissue", None)
+    monkeypatch.setattr(planning, "_small_picture", None)
     assert planned_stain(tissue_rgb, small_model, tissue="all") is None  # nor is any looked for
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tifffile
 from click.testing import CliRunner
+from PIL import Image
 
 from wsi_seg.api import retry, run
 from wsi_seg.cli.main import _group
 from wsi_seg.engine.layout import RUNS, WORK
 from wsi_seg.engine.status import Status, read_status
-from wsi_seg.errors import OutputError, ResumeError, UsageError
+from wsi_seg.errors import ModelError, OutputError, ResumeError, UsageError
 from wsi_seg.process import ENVIRONMENT
 from wsi_seg.records import Commit, SlidePlan
 from wsi_seg.slides.limits import VARIABLE
@@ -199,6 +201,65 @@ def test_retry_makes_damaged_results_anew(
     (result,) = retry(tmp_path)
     assert result.status == "done"
     assert digest(tmp_path / "a") == digest(quiet / "a")
+
+
+def test_damaged_results_that_are_being_made_anew_are_not_forgotten(
+    phantoms: Path, stub: Path, quiet: Path, events: Any, digest: Digest, tmp_path: Path
+) -> None:
+    """A retry is stopped once it has removed them, and given again; of blocks that are done since none is lost."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    slide = phantoms / "a.tiff"
+    run(slide, stub, tmp_path, executor="local", block_px=512)
+    (tmp_path / "a" / "nuclei.parquet").write_bytes(b"")
+    run(slide, stub, tmp_path, executor="local", block_px=512)
+    with pytest.raises(KeyboardInterrupt):
+        retry(tmp_path, progress=events(advanced=stop))
+    assert not (tmp_path / "a").exists()
+    assert [slide.state for slide in read_status(tmp_path).slides] == ["failed"]
+    (result,) = retry(tmp_path)
+    assert result.status == "done"
+    assert digest(tmp_path / "a") == digest(quiet / "a")
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["counts"]["blocks_resumed"] >= 1
+    assert retry(tmp_path) == []
+
+
+def test_retry_gives_a_pixel_size_to_those_that_lack_one(phantoms: Path, stub: Path, tmp_path: Path) -> None:
+    out, bare = tmp_path / "out", tmp_path / "bare.png"
+    Image.fromarray(tifffile.imread(phantoms / "a.tiff", key=0)).save(bare)
+    (tmp_path / "b.tiff").write_bytes(b"")
+    run([bare, tmp_path / "b.tiff", phantoms / "c.tiff"], stub, out, executor="local", block_px=1024)
+    shutil.copy(phantoms / "b.tiff", tmp_path / "b.tiff")
+    told = CliRunner().invoke(_group, ["status", str(out)]).output
+    assert f"`wsi-seg retry {out} --mpp ...` gives a pixel size to those that lack one" in told
+    other, done = retry(out, mpp=0.25)
+    assert (other.name, other.status) == ("b", "done")
+    assert (done.name, done.status, done.mpp) == ("bare", "done", 0.25)
+    given = [
+        json.loads((out / name / "run.json").read_text())["identity"]["slide"]["mpp_given"] for name in ("b", "bare")
+    ]
+    assert given == [None, 0.25]
+    with pytest.raises(UsageError, match="--mpp is -1"):
+        retry(out, mpp=-1)
+
+
+def test_a_model_that_is_gone_keeps_no_slide_of_another_from_being_tried(
+    phantoms: Path, stub: Path, tmp_path: Path
+) -> None:
+    gone = shutil.copytree(stub, tmp_path / "gone")
+    for name, model in (("a", gone), ("b", stub)):
+        (tmp_path / f"{name}.tiff").write_bytes(b"")
+        run(tmp_path / f"{name}.tiff", model, tmp_path / "out", executor="local")
+        shutil.copy(phantoms / f"{name}.tiff", tmp_path)
+    shutil.rmtree(gone)
+    done = CliRunner().invoke(_group, ["retry", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert "1 of 2 slides done" in done.output
+    assert f"Unknown model '{gone}'" in done.output
+    with pytest.raises(ModelError):
+        retry(tmp_path / "out")
 
 
 def test_the_summary_keeps_the_lines_of_other_commands(mixed: Path, stub: Path, tmp_path: Path) -> None:

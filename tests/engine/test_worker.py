@@ -5,13 +5,18 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from wsi_seg.engine import worker as module
-from wsi_seg.engine.worker import Worker
+from wsi_seg.engine.layout import RUN_FILE
+from wsi_seg.engine.ledger import Ledger
+from wsi_seg.engine.worker import Job, Worker
+from wsi_seg.records import SlideResult
+from wsi_seg.slides.inputs import SlideSource
 
 
 class Opened:
@@ -73,3 +78,20 @@ def test_a_slide_that_is_slow_to_open_holds_up_only_its_own_jobs(worker: Any, mo
             released.set()
         assert slow[0].result() is slow[1].result()
     assert sorted(opened) == ["quick", "slow"]
+
+
+@pytest.mark.parametrize("method", ["finish", "volume"])
+def test_what_a_worker_left_that_died_at_the_end_of_a_slide_is_removed(
+    method: str, worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outputs had their final name, and its blocks were there still."""
+    ledger = Ledger(tmp_path, "a")
+    ledger.final.mkdir()
+    (ledger.final / RUN_FILE).write_text('{"identity": {}}')
+    (ledger.work / "blocks").mkdir(parents=True)
+    worker._out, source = tmp_path, SlideSource("a.svs", "a")
+    monkeypatch.setattr(module, "result_of", lambda record, name, path: SlideResult(name, path, "done"))
+    monkeypatch.setattr(Ledger, "of", lambda plan, out: Ledger(out, plan.name))
+    arguments = (source, None) if method == "finish" else (source, None, None)
+    assert worker.do(Job(method, "a", arguments)).status == "done"  # type: ignore[arg-type]
+    assert not ledger.work.exists()

@@ -174,6 +174,17 @@ def test_above_the_limit_it_is_a_zip_of_parts(tmp_path: Path, monkeypatch: pytes
     check_equal([feature for part in features for feature in part], expected(nuclei, FULL, (0, 0)))
 
 
+def test_one_file_and_a_zip_are_compressed_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nuclei = made_nuclei(2000)
+    whole = written(tmp_path / "a", [nuclei]).read_bytes()
+    monkeypatch.setattr(export, "MOST_IN_ONE_FILE", 99)
+    with zipfile.ZipFile(written(tmp_path / "b", [nuclei])) as archive:
+        (part,) = archive.infolist()
+        assert archive.read(part) == gzip.decompress(whole)
+    assert part.compress_size == pytest.approx(len(whole), rel=0.001)
+    assert part.date_time == (1980, 1, 1, 0, 0, 0)
+
+
 def test_at_the_limit_it_is_still_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "MOST_IN_ONE_FILE", 100)
     assert written(tmp_path, [made_nuclei(100)]).name == "nuclei.geojson.gz"

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from wsi_seg.nets import build_network, dimensions_of, stride_of
+from wsi_seg.architectures import dimensions_of, stride_of
+from wsi_seg.nets import build_network
 
 TINY = "tu-tf_mobilenetv3_small_minimal_100"
 

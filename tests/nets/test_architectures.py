@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from wsi_seg.architectures import dimensions_of, encoder_of, options_of, stride_of
+from wsi_seg.architectures import dimensions_of, encoder_of, options_of, stride_of, tile_shape
+from wsi_seg.bundles import find_bundle
 from wsi_seg.errors import UsageError
 
 
@@ -29,6 +30,23 @@ from wsi_seg.errors import UsageError
 def test_stride(architecture: str, encoder: str | None, options: dict[str, Any], stride: tuple[int, ...]) -> None:
     assert stride_of(architecture, encoder, options) == stride
     assert dimensions_of(architecture) == len(stride)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        ({"architecture": "unet"}, (96, 96)),
+        ({"architecture": "unet3d"}, (32, 96, 96)),
+        ({"architecture": "unet3d", "options": {"num_layers": 7}}, (64, 96, 96)),
+        ({"architecture": "unet3d", "options": {"pool_z": False}}, (32, 96, 96)),
+        ({"architecture": "unet3d", "tile_slices": 8}, (8, 96, 96)),
+    ],
+)
+def test_a_tile_is_as_deep_as_the_model_says_or_as_suits_the_network(
+    spec: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    shipped = find_bundle("effunetpp").spec
+    assert tile_shape(shipped.model_copy(update={"tile_px": 96, "encoder": None, **spec})) == shape
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ def test_a_slide_named_twice_is_done_once(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs")
     (tmp_path / "link.svs").symlink_to(tmp_path / "a.svs")
     assert names_of(tmp_path, tmp_path / "a.svs", tmp_path / "*.svs") == ["a"]
+
+
+def test_a_slide_keeps_its_name_when_it_is_reached_by_another_path(tmp_path: Path) -> None:
+    touch(tmp_path, "real/a.svs", "real/b.svs")
+    (tmp_path / "alias").symlink_to(tmp_path / "real")
+    for before, folder in product(("real", "alias"), repeat=2):
+        kept = {str(tmp_path / before / "a.svs"): "first", "/mnt/gone/c.svs": "c"}
+        found = find_slides([str(tmp_path / folder)], kept)
+        assert [(source.path, source.name) for source in found] == [
+            (str(tmp_path / folder / "b.svs"), "b"),
+            (str(tmp_path / folder / "a.svs"), "first"),
+        ]
 
 
 def test_linked_folders_are_entered_once(tmp_path: Path) -> None:
@@ -148,6 +161,21 @@ class TestManifest:
         touch(folder, "data/a.svs", "data/b.svs")
         (folder / "list.csv").write_text(text, encoding="utf-8")
         return str(folder / "list.csv")
+
+    def test_what_it_says_counts_wherever_else_a_slide_is_named(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "path,mpp,name\ndata/a.svs,0.5,patient 7\ndata/b.svs,,\n")
+        (tmp_path / "link").symlink_to(tmp_path / "data")
+        for others in (tmp_path / "data", tmp_path / "link"):
+            for inputs in ([others, path], [path, others], [path, path, others]):
+                found = {source.name: source.mpp for source in find_slides([str(one) for one in inputs])}
+                assert found == {"b": None, "patient 7": 0.5}
+
+    def test_two_rows_of_one_slide_are_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "data")
+        path = self.write(tmp_path, "path,mpp,name\ndata/a.svs,0.25,one\nlink/a.svs,0.5,\n")
+        told = r"data/a\.svs \(mpp 0\.25, name one\) and .*link/a\.svs \(mpp 0\.5, name none\); expected one row"
+        with pytest.raises(UsageError, match=told):
+            find_slides([path])
 
     def test_paths_count_from_its_folder(self, tmp_path: Path) -> None:
         path = self.write(

@@ -65,6 +65,22 @@ def test_what_is_refused_is_not_read_in_part_by_another_reader(
         open_slide(str(path))
 
 
+def test_planes_along_time_are_called_so(tmp_path: Path) -> None:
+    """A volume's lie along z, and that is all that this stack lacks."""
+    stack = np.zeros((2, 300, 400), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, metadata={"axes": "TYX"})
+    with pytest.raises(SlideOpenError, match="its axes are TYX, T being time: slices along Z would be run as a volume"):
+        open_slide(str(tmp_path / "a.tif"), 0.5)
+
+
+@pytest.mark.parametrize("unit", ["um", "micron", "microns", "\\u00B5m"])
+def test_micrometres_have_many_names_in_imagej(tmp_path: Path, unit: str) -> None:
+    plane = np.zeros((30, 40), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", plane, imagej=True, resolution=(2, 2), metadata={"unit": unit})
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert mpp_xy(file, file.series[0]) == (0.5, 0.5)
+
+
 @pytest.mark.parametrize("options", TILES)
 @pytest.mark.parametrize("colours", ["rgb", "miniswhite"])
 def test_more_than_8_bits_are_refused_in_tiles_too(tmp_path: Path, colours: str, options: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from wsi_seg.errors import UsageError
 from wsi_seg.training.recipe import read_plan
 
 VOLUMES: dict[str, Any] = {"network": {"architecture": "unet3d", "options": {}}, "schedule": {"crop_slices": 8}}
+FIXED = "tu-swin_tiny_patch4_window7_224"  # an encoder for pictures of one size
 IN_VOLUMES = r"^\S*recipe\.yaml: unknown key 'augmentation\."
 
 
@@ -105,6 +106,14 @@ def test_a_mistake_in_the_recipe_is_named(changes: dict[str, Any], said: str, ma
         ),
         ({"test": [{"path": "./discs", "mpp": 0.25, "only": ["p0_1"]}]}, "is listed 2 times|is in"),
         ({"train": [{"path": "fused", "mpp": 0.25}]}, "no source tells touching nuclei apart, so head instances"),
+        (
+            {"network": {"encoder": FIXED, "options": {}, "tile_px": 224}, "schedule": {"crop_px": 96}},
+            rf"stage discs: unet with {FIXED} cannot compute 96 x 96 px \(Input .*\); give crop_px and tile_px",
+        ),
+        (
+            {"network": {"encoder": FIXED, "options": {}}, "schedule": {"crop_px": 224}},
+            rf"stage discs: unet with {FIXED} cannot compute 256 x 256 px",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_data_is_named(

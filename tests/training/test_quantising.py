@@ -87,16 +87,27 @@ def test_the_shipped_one_was_made_from_the_default_as_it_is() -> None:
 
 
 def test_a_model_is_quantised_and_scored(
-    small_model: Path, pictures: Path, tissue_rgb: RGB, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_model: Path,
+    pictures: Path,
+    tissue_rgb: RGB,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out = tmp_path / "made"
+    out, write_text = tmp_path / "made", Path.write_text
+
+    def in_utf8(path: Path, text: str, encoding: str | None = None) -> int:
+        assert encoding == "utf-8" or path.name != "CARD.md", "what it says of its data may be in any letters"
+        return write_text(path, text, encoding)
+
+    monkeypatch.setattr(Path, "write_text", in_utf8)
     command = ["quantise", "--model", str(small_model), "--data", str(pictures), "--mpp", "0.25"]
     with pytest.raises(SystemExit, match="0"):
         main([*command, "--out", str(out)])
     made, start = find_bundle(out).spec, find_bundle(small_model).spec
     assert (made.name, made.quantised, made.scores) == ("small-tiles-int8", True, ())
     assert (made.separation, made.classes, made.training_data) == (start.separation, start.classes, start.training_data)
-    assert "on 3 images" in (out / "CARD.md").read_text()
+    assert "on 3 images" in (out / "CARD.md").read_text(encoding="utf-8")
     assert (out / "split.csv").read_bytes() == (small_model / "split.csv").read_bytes()
     assert agreement(small_model, out, tissue_rgb) > 0.95
     capsys.readouterr()

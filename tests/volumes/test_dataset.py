@@ -113,6 +113,16 @@ def test_real_volumes_are_opened_pair_by_pair(data_root: Path, tmp_path: Path) -
         open_pairs(folder, [("img3d.tif", "mask2d.tif")], 1.0)
 
 
+def test_pairs_in_a_folder_per_specimen_are_told_apart(tmp_path: Path) -> None:
+    pairs = []
+    for specimen in ("a", "b", "deep/c.1"):
+        write(tmp_path / specimen / "img.tif", np.zeros(SHAPE, np.uint8))
+        write(tmp_path / specimen / "mask.tif", np.ones(SHAPE, np.uint16))
+        pairs.append((f"{specimen}/img.tif", f"{specimen}/mask.tif"))
+    items = open_pairs(tmp_path, pairs, 1.0)
+    assert [item.name for item in items] == [item.group for item in items] == ["a/img", "b/img", "deep/c.1/img"]
+
+
 def test_grey_is_scaled_alike_whatever_its_depth_and_gain() -> None:
     grey = speckled(ellipsoids(SHAPE, 3, seed=0, radius=(4, 6)), 0)
     scaled = scale_grey(grey)

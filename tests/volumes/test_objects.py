@@ -85,6 +85,15 @@ def test_touching_balls_are_divided_between_their_seeds() -> None:
     assert (labels != truth).sum() < 0.02 * mask.sum()
 
 
+def test_small_heights_survive_smoothing() -> None:
+    """In whole numbers each of the three axes would round a plain of 200 with a hole down to less."""
+    distance = np.full((9, 9, 9), 200, np.uint8)
+    distance[4, 4, 4] = 180
+    mask = distance > 0
+    seeds = watershed(mask, distance, Separation(seed_distance=198.5 / 255), (1.0, 1.0, 1.0))
+    assert seeds.all()
+
+
 def test_foreground_is_that_of_slides() -> None:
     probability = np.array([0, 127, 128, 255], np.uint8)
     assert foreground(probability, RULES).tolist() == [False, False, True, True]

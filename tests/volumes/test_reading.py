@@ -11,10 +11,11 @@ import tifffile
 import zarr
 
 from wsi_seg import ngff
+from wsi_seg.engine.failures import kind_of
 from wsi_seg.errors import MppError, SlideOpenError
 from wsi_seg.slides import open_slide
 from wsi_seg.volumes import reading
-from wsi_seg.volumes.reading import fingerprint_of, is_volume, read_volume
+from wsi_seg.volumes.reading import Header, fingerprint_of, is_volume, read_header, read_volume
 
 STACK = np.random.default_rng(0).integers(0, 4000, (5, 40, 48)).astype(np.uint16)
 OME = {"axes": "ZYX"} | {
@@ -169,6 +170,16 @@ def test_a_spacing_has_no_direction(tmp_path: Path, spacing: float) -> None:
         assert (volume.mpp, volume.spacing) == (0.5, abs(spacing) or None)
 
 
+@pytest.mark.parametrize("spacing", [np.inf, np.nan, 1e-5, 1e6])
+def test_a_spacing_that_no_slices_have_counts_as_unknown(
+    tmp_path: Path, spacing: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    tifffile.imwrite(tmp_path / "a.ome.tif", STACK, ome=True, metadata=OME | {"PhysicalSizeZ": spacing})
+    path = str(tmp_path / "a.ome.tif")
+    assert [read_volume(path, spacing=given).spacing for given in (None, 2.0)] == [None, 2.0]
+    assert not caplog.messages, "there is nothing to differ from"
+
+
 def test_a_volume_of_big_endian_values_is_read(tmp_path: Path) -> None:
     """As bioformats2raw writes them."""
     array = zarr.create_array(tmp_path / "a.zarr", shape=STACK.shape, dtype=">u2", zarr_format=2)
@@ -200,9 +211,56 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     for name, values in (("a", STACK), ("b", STACK), ("c", STACK + 1)):
         tifffile.imwrite(tmp_path / f"{name}.tif", values)
         write_array(str(tmp_path / f"{name}.zarr"), values)
-    for suffix in (".tif", ".zarr"):
-        a, b, c = (fingerprint_of(str(tmp_path / f"{name}{suffix}")) for name in "abc")
-        assert a == b != c
+    prints = [[fingerprint_of(str(tmp_path / f"{name}{suffix}")) for name in "abc"] for suffix in (".tif", ".zarr")]
+    assert prints[0] == prints[1], "the form of the file does not matter"
+    assert prints[0][0] == prints[0][1] != prints[0][2]
+    assert read_volume(str(tmp_path / "a.tif"), 1.0).fingerprint == prints[0][0]
+    tifffile.imwrite(tmp_path / "turned.tif", STACK.reshape(5, 48, 40))
+    assert fingerprint_of(str(tmp_path / "turned.tif")) != prints[0][0]
+
+
+def test_a_single_voxel_that_was_repaired_is_seen(tmp_path: Path) -> None:
+    """Anywhere in a file of several MB, of which samples would not be enough."""
+    path, values = tmp_path / "a.tif", np.zeros((20, 512, 512), np.uint8)
+    seen = set()
+    for z in range(20):
+        values[z, 300, 300] = 1
+        tifffile.imwrite(path, values, photometric="minisblack")
+        seen.add(fingerprint_of(str(path)))
+    assert len(seen) == 20
+
+
+@pytest.mark.parametrize("form", ["tif", "zarr"])
+def test_the_header_says_what_reading_would_give(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / f"a.{form}")
+    if form == "tif":
+        tifffile.imwrite(path, STACK, ome=True, metadata=OME)
+    else:
+        write_ome_zarr(Path(path), STACK[None], "czyx", "0.5")
+    volume = read_volume(path, spacing=9.0)
+    monkeypatch.setattr(np, "asarray", None)  # no values are read
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)
+    assert read_header(path, spacing=9.0) == Header(path, volume.shape, volume.mpp, volume.spacing)
+
+
+def test_a_stack_that_was_cut_short_is_told_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, STACK)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(SlideOpenError, match=r"should end at byte \d+, after the end of the file"):
+        read_header(str(path), 1.0)
+
+
+def test_too_little_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", STACK)
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 1.00 GiB")
+
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", full)
+    with pytest.raises(MemoryError, match="Unable to allocate") as raised:
+        read_volume(str(tmp_path / "a.tif"), 1.0)
+    assert kind_of(raised.value) == "memory"
 
 
 def test_a_file_of_endless_pages_is_not_gone_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ from wsi_seg.bundles import write_separation
 from wsi_seg.cli.plan import plan as plan_command
 from wsi_seg.cli.run import run as run_command
 from wsi_seg.config import Separation
-from wsi_seg.errors import ResumeError, UsageError
-from wsi_seg.inference import MapSource
+from wsi_seg.errors import ResumeError, SlideOpenError, UsageError
 from wsi_seg.nets import build_network
 from wsi_seg.nets.heads import out_channels
 from wsi_seg.records import SlideResult
@@ -34,6 +34,7 @@ from wsi_seg.slides.inputs import find_slides
 from wsi_seg.stain.measuring import fit
 from wsi_seg.stain.normaliser import write_target
 from wsi_seg.stopwatch import Stopwatch
+from wsi_seg.volumes import reading, segment
 from wsi_seg.volumes.reading import Volume
 from wsi_seg.volumes.segment import segment_volume
 
@@ -114,16 +115,33 @@ def test_slices_are_segmented_as_pictures_are(model_2d: Path, stack: Path, tmp_p
         assert np.array_equal(nuclei.labels > 0, whole)
 
 
-def test_a_copy_with_another_mpp_gets_maps_of_its_own(model_2d: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wsi_seg.load_model(model_2d, device="cpu")
-    grey = (speckled(ellipsoids(SHAPE, 14, 3, (4.0, 6.5)), 3)[6:8] // 32).clip(0, 255).astype(np.uint8)
-    coarse, fine = (Volume("a.tif", grey, mpp, 1.0, "same content") for mpp in (1.0, 0.5))
-    alone, shared = MapSource(model.network), MapSource(model.network)
-    expected = segment_volume(fine, alone, Stopwatch())
-    assert not alone._tiles, "no tile is wanted again"
-    monkeypatch.setattr(MapSource, "forget", lambda *_: None)
-    segment_volume(coarse, shared, Stopwatch())
-    assert np.array_equal(segment_volume(fine, shared, Stopwatch()).labels, expected.labels)
+def test_on_a_gpu_slices_are_not_filled_up_to_batches(model_2d: Path) -> None:
+    """Each is one tile, or few."""
+    network, seen = wsi_seg.load_model(model_2d, device="cpu").network, list[int]()
+
+    def counted(tiles: npt.NDArray[np.uint8], watch: Stopwatch, order: int = 0) -> Future[npt.NDArray[np.uint8]]:
+        seen.append(len(tiles))
+        maps = Future[npt.NDArray[np.uint8]]()
+        maps.set_result(np.zeros((len(tiles), 2, *tiles.shape[1:3]), np.uint8))
+        return maps
+
+    network.device, network.submit = "cuda", counted  # type: ignore[method-assign]
+    volume = Volume("a.tif", np.zeros((3, 30, 60), np.uint8), 1.0, 1.0, "")
+    segment_volume(volume, network, Stopwatch())
+    assert seen == [1] * 6
+
+
+def test_a_volume_that_would_be_too_large_at_the_models_mpp_is_refused(
+    model_2d: Path, model_3d: Path, stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MOST_VOXELS", tifffile.imread(stack).size)
+    monkeypatch.setattr(segment, "_resampled", None)  # before anything is computed
+    told = "brought to the model's 1 um/px holds 160 x 144 x 20 voxels; .* at most 115,200 voxels are taken"
+    for model in (model_2d, model_3d):
+        with pytest.raises(SlideOpenError, match=told):
+            wsi_seg.segment_volume(tifffile.imread(stack), wsi_seg.load_model(model, device="cpu"), 2.0)
+    ((_, problem, _),) = wsi_seg.api.plan(stack, model_2d, mpp=2.0)
+    assert isinstance(problem, str) and "at most 115,200 voxels" in problem
 
 
 def test_an_object_that_is_large_enough_keeps_its_small_sections(model_2d: Path, stack: Path, tmp_path: Path) -> None:
@@ -271,8 +289,15 @@ def test_plan_names_volumes(model_3d: Path, stack: Path, tmp_path: Path) -> None
     tifffile.imwrite(tmp_path / "bare.tif", tifffile.imread(stack))
     done = CliRunner().invoke(plan_command, [str(stack), str(tmp_path), "--model", str(model_3d)])
     assert done.exit_code == 1
-    assert "stack: a volume, done whole" in done.output
+    assert "stack: a volume, done whole: 80x72x20 voxels, 1 um/px, slices 2 um apart; its time" in done.output
     assert "bare: PROBLEM: the file does not say its pixel size" in done.output
+    done = CliRunner().invoke(plan_command, [str(stack), "--model", str(model_3d), "--mpp", "2.5"])
+    assert done.exit_code == 1, "as a run refuses it"
+    assert "2.50 times finer" in done.output
+    done = CliRunner().invoke(
+        plan_command, [str(stack), "--model", str(model_3d), "--mpp", "2.5", "--allow-upsampling"]
+    )
+    assert done.exit_code == 0
 
 
 def test_nothing_found_is_a_warning_and_without_spacing_no_volume_is_claimed(model_2d: Path, tmp_path: Path) -> None:

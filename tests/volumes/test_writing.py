@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from wsi_seg import ngff
 from wsi_seg.config import ClassSpec, ZarrFormat
 from wsi_seg.volumes.objects import Objects, describe
 from wsi_seg.volumes.reading import Volume, is_volume
-from wsi_seg.volumes.writing import draw_overview, write_tiff, write_zarr
+from wsi_seg.volumes.writing import draw_overview, write_table, write_tiff, write_zarr
 
 CLASSES = (ClassSpec(name="Body", color=(30, 210, 90)), ClassSpec(name="Other", color=(1, 2, 3)))
 
@@ -82,3 +83,16 @@ def test_the_picture_shows_outlines_of_few_and_of_many_slices(tmp_path: Path) ->
         with Image.open(tmp_path / f"{depth}.png") as picture:
             outline = (np.asarray(picture) == (255, 214, 0)).all(axis=2)
         assert ndimage.label(outline, np.ones((3, 3)))[1] == cells
+
+
+@pytest.mark.parametrize(("mpp", "spacing"), [(0.01, 0.03), (0.5, 2.5), (190.0, 500.0)])
+def test_volumes_keep_their_digits_whatever_the_voxel(tmp_path: Path, mpp: float, spacing: float) -> None:
+    labels = np.zeros((4, 9, 9), np.int32)
+    labels[1:3, :5, :5], labels[1:4, 6:9, 6:9] = 1, 2
+    volume = Volume("", labels.astype(np.uint8), mpp, spacing, "")
+    write_table(tmp_path / "objects.csv", volume, describe(labels, None), CLASSES[:1])
+    with (tmp_path / "objects.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["volume_um3"]) for row in rows] == pytest.approx(
+        [n * mpp**2 * spacing for n in (50, 27)], rel=1e-5
+    )

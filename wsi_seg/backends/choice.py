@@ -69,6 +69,11 @@ def _cuda_problem() -> str | None:
     return None
 
 
+def device_for(spec: ModelSpec, wanted: DeviceChoice) -> DeviceChoice:
+    """Return the device that is meant: "auto" is the CPU for a model that computes on CPUs alone."""
+    return "cpu" if wanted == "auto" and spec.quantised else wanted
+
+
 _Key = tuple[str, DeviceChoice, BackendChoice]
 
 _begun: dict[_Key, Future[OpenVinoNetwork]] = {}
@@ -82,7 +87,8 @@ def load_early(model: str, device: DeviceChoice, backend: BackendChoice) -> None
     """
     with suppress(WsiSegError):
         bundle = find_bundle(model)
-        on_cpu = device == "cpu" or (device == "auto" and not _has_cuda_driver())
+        meant = device_for(bundle.spec, device)
+        on_cpu = meant == "cpu" or (meant == "auto" and not _has_cuda_driver())
         if not on_cpu or not uses_openvino(bundle.spec, "cpu", backend):
             return
         # imported here, since nothing should be imported in two threads at once
@@ -114,7 +120,7 @@ def load_onto(
     """
     if memory is None and (begun := _begun.pop(_key(bundle, device, backend), None)):
         return begun.result()
-    chosen = choose_device(device)
+    chosen = choose_device(device_for(bundle.spec, device))
     if uses_openvino(bundle.spec, chosen, backend):
         from wsi_seg.backends.openvino import OpenVinoNetwork
 

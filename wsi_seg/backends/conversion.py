@@ -17,6 +17,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from wsi_seg.architectures import stride_of
 from wsi_seg.bundles import Bundle, read_bundle
 from wsi_seg.errors import ModelError
 from wsi_seg.files import CACHE_VARIABLE, cache_folder
@@ -25,7 +26,8 @@ log = logging.getLogger("wsi_seg")
 
 LAYER_BYTES = "layer_bytes_per_px"  # kept in the file: of a forward pass in bf16
 _SUFFIXES = ".bin", ".xml"  # in this order, so that who finds the .xml finds its weights
-_EXAMPLE_PX = 256
+_EXAMPLE_PX = 256  # at least; see the network's stride
+_LONGEST = 300  # of a reason
 _LIMIT_S = 600.0
 
 
@@ -90,14 +92,27 @@ def convert(bundle: Bundle, file: Path) -> None:
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return to_maps(self.network(pixels), bundle.spec.head)
 
-    shape = (1, 3, _EXAMPLE_PX, _EXAMPLE_PX)
+    spec = bundle.spec
+    stride = stride_of(spec.architecture, spec.encoder, spec.options)[-1]
+    side = -(-_EXAMPLE_PX // stride) * stride
+    shape = (1, 3, side, side)
     network = ToMaps().eval()
     with torch.inference_mode():
         model = openvino.convert_model(network, example_input=torch.zeros(shape))
-    layer_bytes = forward_bytes(network.network, shape, torch.bfloat16) / _EXAMPLE_PX**2
+    layer_bytes = forward_bytes(network.network, shape, torch.bfloat16) / side**2
     model.set_rt_info(repr(layer_bytes), ["wsi_seg", LAYER_BYTES])
     openvino.save_model(model, file, compress_to_fp16=False)
 
 
+def _reason(error: BaseException) -> str:
+    """Return in one line what an error comes from; OpenVINO hides that in advice for programmers."""
+    while behind := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = behind
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_LONGEST]
+
+
 if __name__ == "__main__":
-    convert(read_bundle(Path(sys.argv[1])), Path(sys.argv[2]))
+    try:
+        convert(read_bundle(Path(sys.argv[1])), Path(sys.argv[2]))
+    except Exception as error:  # whatever torch and OpenVINO raise; who started this reads its last line
+        sys.exit(_reason(error))

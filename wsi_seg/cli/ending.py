@@ -24,7 +24,10 @@ def tell(results: Sequence[SlideResult], out: str) -> None:
     for result in left:
         colour = "red" if result.status == "failed" else "yellow"
         click.secho(f"{result.status}: {plain(result.path)}: {result.reason}", fg=colour, err=True)
-    if any(result.status == "failed" for result in left):
+    failed = [result for result in left if result.status == "failed"]
+    if not all(result.details for result in failed):
+        click.echo("Not all failures could be recorded for `wsi-seg retry`; run the same command again", err=True)
+    elif failed:
         click.echo(f"`wsi-seg retry {out}` tries the failed ones again", err=True)
     if left:
         sys.exit(1)

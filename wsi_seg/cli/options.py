@@ -59,7 +59,7 @@ _RUN_OPTIONS = (
         type=click.Choice(["0.4", "0.5"]),
         default="0.4",
         show_default=True,
-        help="OME-Zarr version: 0.4 opens everywhere, 0.5 makes fewer files (shards).",
+        help="OME-Zarr version: 0.4 (Zarr v2) is read by more programs, 0.5 makes fewer files (shards).",
     ),
     click.option(
         "--measurements",

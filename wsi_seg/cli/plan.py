@@ -12,6 +12,7 @@ from wsi_seg.cli.options import SLIDES, run_options
 if TYPE_CHECKING:
     from wsi_seg.engine.estimate import Estimate
     from wsi_seg.records import SlidePlan
+    from wsi_seg.volumes.reading import Header
 
 
 @click.command()
@@ -27,6 +28,7 @@ def plan(slides: tuple[str, ...], model: str, mpp: float | None, timing: bool, v
     Nothing is written. Exit code: 0 all could be run, 1 some have problems, 2 wrong usage.
     """
     from wsi_seg.api import plan as plan_slides
+    from wsi_seg.volumes.reading import Header
 
     problems = 0
     total = None
@@ -38,8 +40,8 @@ def plan(slides: tuple[str, ...], model: str, mpp: float | None, timing: bool, v
             problems += 1
             click.secho(f"{source.name}: PROBLEM: {planned}", fg="red")
             continue
-        if planned is None:
-            click.echo(f"{source.name}: a volume, done whole; its time is not estimated")
+        if isinstance(planned, Header):
+            click.echo(f"{source.name}: {_of_volume(planned)}")
             continue
         click.echo(_of_slide(planned, estimate))
         for warning in planned.warnings:
@@ -65,6 +67,12 @@ def _of_slide(plan: SlidePlan, estimate: Estimate) -> str:
         estimate.time,
         estimate.disk,
     )
+
+
+def _of_volume(volume: Header) -> str:
+    size = "x".join(str(side) for side in reversed(volume.shape))
+    apart = "spacing unknown" if volume.spacing is None else f"slices {volume.spacing:.4g} um apart"
+    return f"a volume, done whole: {size} voxels, {volume.mpp:.4g} um/px, {apart}; its time is not estimated"
 
 
 def _row(name: str, *cells: str) -> str:

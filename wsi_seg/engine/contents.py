@@ -5,15 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wsi_seg.engine.layout import RUN_FILE
-from wsi_seg.files import files_in
+from wsi_seg.engine.layout import LABELS, RUN_FILE
+from wsi_seg.files import TEMPORARY, files_in
 
 _SMALL = 1 << 20  # bytes; larger files are known by their size alone
 _ZARR_METADATA = (".zarray", ".zattrs", ".zgroup", "zarr.json")
+_CHUNK = re.compile(r"\d+(\.\d+)*")
+_OUTPUTS = (
+    *(RUN_FILE, LABELS, "labels.tif", "nuclei.geojson.gz", "nuclei.geojson.zip", "nuclei.parquet", "objects.csv"),
+    "overview.png",
+)
+_OF_SYSTEMS = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.nfs.*")  # which people do not know of
 
 
 def seal(folder: Path, record: Mapping[str, Any]) -> None:
@@ -35,6 +42,35 @@ def damage(folder: Path, contents: Mapping[str, Any]) -> str:
             return f"{name} cannot be read ({error.strerror})"
     chunks = sum(not _is_told(name) for name in _files(folder))
     return f"{contents['chunks'] - chunks} files of its arrays are missing" if chunks < contents["chunks"] else ""
+
+
+def first_other(folder: Path, contents: Mapping[str, Any] | None) -> str:
+    """Return the first file in a slide's folder, or link to a folder, that wsi_seg did not write; empty for none.
+
+    contents: as they were sealed; None where that is not known: then the names tell.
+    """
+
+    def ours(name: str) -> bool:
+        file = os.path.basename(name)
+        if name == RUN_FILE or _OF_SYSTEMS.fullmatch(file) or (file.startswith(".") and file.endswith(TEMPORARY)):
+            return True
+        if contents is None:
+            return is_output(name)
+        return name in contents["files"] or (name.startswith(LABELS + os.sep) and bool(_CHUNK.fullmatch(file)))
+
+    return min((name for name in _all_names(folder) if not ours(name)), default="")
+
+
+def is_output(name: str) -> bool:
+    """Whether a file, as seen from a slide's folder, has the name of an output, or lies in one."""
+    return name.split("/")[0] in _OUTPUTS
+
+
+def _all_names(folder: Path) -> Iterator[str]:
+    """Yield the names of files and of links to folders, as seen from the folder."""
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        yield from (os.path.relpath(os.path.join(parent, name), folder) for name in (*files, *links))
 
 
 def _contents(folder: Path) -> dict[str, Any]:

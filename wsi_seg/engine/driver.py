@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from wsi_seg.bundles import Bundle
 from wsi_seg.config import RunSettings
 from wsi_seg.engine.executors import Executor
+from wsi_seg.engine.failures import Failure, is_away
 from wsi_seg.engine.finish import RunInfo
 from wsi_seg.engine.identity import identity_of, refuse_differences, refuse_other_slide
 from wsi_seg.engine.lanes import Lanes
@@ -24,7 +24,7 @@ from wsi_seg.engine.progress import Progress
 from wsi_seg.engine.stopping import stopped_by_sigterm
 from wsi_seg.engine.summary import Summary, result_of
 from wsi_seg.engine.watchdog import Watchdog
-from wsi_seg.engine.worker import Failure, Job, Outcome
+from wsi_seg.engine.worker import Job, Outcome
 from wsi_seg.errors import OutputError, WsiSegError
 from wsi_seg.files import remove_if_empty
 from wsi_seg.records import Commit, SlidePlan, SlideResult
@@ -34,11 +34,12 @@ log = logging.getLogger("wsi_seg")
 
 _GRACE_S = 8.0  # that jobs in work have to end when a run is stopped
 _ASK_S = 1.0  # between looks at slides that other runs have
+_MANY_AWAY = 5  # slides that fail since their folder is missing; fewer may be mistakes in a list
 
 
 @dataclass(eq=False)
 class _Slide:
-    """One slide in work."""
+    """One slide to do. begun: when its first block was handed out; other: the run that had it when it was asked for."""
 
     source: SlideSource
     ledger: Ledger
@@ -46,7 +47,8 @@ class _Slide:
     light_plan: SlidePlan | None = None  # without its blocks: what travels with each of them
     unfinished: int = 0
     resumed: int = 0
-    begun: float = 0.0
+    begun: float | None = None
+    other: Claim | None = None
 
     @property
     def name(self) -> str:
@@ -87,7 +89,9 @@ class Driver:
         self._lanes = Lanes(executor.info.band_px // settings.block_px)
         self._waiting = deque(_Slide(source, Ledger(out, source.name, settings.block_px)) for source in sources)
         self._open: dict[str, _Slide] = {}
-        self._busy: deque[tuple[_Slide, Claim]] = deque()
+        self._busy: deque[_Slide] = deque()  # others have them
+        self._away: deque[_Slide] = deque()  # their storage is
+        self._failed_away = 0
         self._to_finish: deque[_Slide] = deque()
         self._came: deque[tuple[Job, Outcome]] = deque()
         self._order = [source.name for source in sources]
@@ -98,6 +102,7 @@ class Driver:
 
         Interrupted by Ctrl-C or SIGTERM, it gives the jobs in work a few seconds to end; the rest is for the next run.
         Interrupted again, it leaves at once. UsageError: nothing was done, or summary.csv cannot be written.
+        WsiSegError: no worker is left, or the storage of the slides that are left is away.
         """
         with stopped_by_sigterm():
             try:
@@ -119,7 +124,7 @@ class Driver:
     def _prepare(self) -> list[tuple[_Slide, Failure]]:
         """Refuse what would harm earlier results, and remove what is not wanted of them."""
         refused = []
-        for check in (lambda slide: slide.ledger.check_ours(), self._check_same):
+        for check in (lambda slide: slide.ledger.check_ours(removing=slide.name in self._anew), self._check_same):
             for slide in list(self._waiting):
                 try:
                     check(slide)
@@ -155,23 +160,28 @@ class Driver:
         self._write_summary()
 
     def _loop(self) -> None:
-        while self._waiting or self._open or self._busy or len(self._watchdog):
+        while self._waiting or self._open or self._busy or self._away:
             for worker in self._executor.free():
                 job = self._next_job(worker)
                 if job is None:
                     break
+                self._watchdog.begin(job)  # before it can end
                 self._executor.submit(worker, job)
-                self._watchdog.begin(job)
-            if len(self._watchdog):
+            if len(self._watchdog) and (self._waiting or self._open):
                 self._take_what_came()
                 self._give_up_hung()
             elif self._open:
                 raise RuntimeError(f"nothing runs although {len(self._open)} slides are in work")
             else:
-                self._ask_again()
+                self._look_again()
+        self._let_end()  # what runs is of slides that have failed, and may hang
 
     def _wind_up(self) -> None:
         self._progress.starting(f"stopping; what is in work has {_GRACE_S:.0f} s to end, Ctrl-C again leaves at once")
+        self._let_end()
+
+    def _let_end(self) -> None:
+        """Give the jobs in work a few seconds."""
         end = time.monotonic() + _GRACE_S
         while len(self._watchdog) and time.monotonic() < end:
             self._take_what_came()
@@ -188,15 +198,18 @@ class Driver:
             job = self._plan_job()
         if job is None and (found := self._lanes.next(worker)) is not None:
             name, block = found
-            return Job("block", name, (self._open[name].light_plan, block))
+            slide = self._open[name]
+            slide.begun = slide.begun or time.perf_counter()
+            return Job("block", name, (slide.light_plan, block))
         return job or (None if planning else self._plan_job())
 
     def _plan_job(self) -> Job | None:
         """Begin with the next slide that is to be had."""
         while self._waiting:
             slide = self._waiting.popleft()
-            if self._claim(slide):
-                slide.begun = time.perf_counter()
+            if self._failed_away >= _MANY_AWAY and is_away(slide.source.path):
+                self._away.append(slide)
+            elif self._claim(slide):
                 self._open[slide.name] = slide
                 if not slide.source.volume:
                     return Job("plan", slide.name, (slide.source, self._settings))
@@ -209,27 +222,19 @@ class Driver:
         return Job("finish", slide.name, (slide.plan, self._info(slide)))
 
     def _info(self, slide: _Slide) -> RunInfo:
-        return RunInfo(
-            identity=self._identity(slide),
-            environment={
-                "executor": self._executor.name,
-                "workers": self._executor.workers,
-                "threads": self._executor.info.threads,
-                "batch_size": self._executor.info.batch_size,
-                "block_px": self._settings.block_px,
-            },
-            wall_s=time.perf_counter() - slide.begun,
-            blocks_resumed=slide.resumed,
-        )
+        info, block_px = self._executor.info, self._settings.block_px
+        where = {"executor": self._executor.name, "workers": self._executor.workers, "threads": info.threads}
+        environment = {**where, "batch_size": info.batch_size, "block_px": block_px}
+        wall_s = time.perf_counter() - slide.begun if slide.begun else 0.0
+        return RunInfo(self._identity(slide), environment, wall_s, blocks_resumed=slide.resumed)
 
-    # Slides that other runs work on.
+    # Slides that other runs work on, and those whose storage is away.
 
     def _claim(self, slide: _Slide) -> bool:
         """Take a slide for this run; False where another has it, or it has come to an end without work."""
         try:
             if (other := self._taken_by(slide)) is not None:
-                log.warning("%s: is left to %s", slide.name, other)
-                self._busy.append((slide, other))
+                self._leave(slide, other)
                 return False
             if slide.name in self._anew:
                 slide.ledger.discard()
@@ -246,31 +251,42 @@ class Driver:
         with storing(slide.name, slide.ledger.work):
             return self._claims.take(slide.name)
 
-    def _ask_again(self) -> None:
-        """Look again at the slides that others had.
+    def _leave(self, slide: _Slide, other: Claim) -> None:
+        """Leave a slide to another run: once all else is done it is asked for again, and then for good.
 
-        A dead run's are taken over, a living one's are left to it. Whether a run on another machine lives is known when
-        it renews its claim, or when its lease is over.
+        A dead run's is taken over then. Whether a run on another machine lives is known when it renews its claim, or
+        when its lease is over.
         """
-        for _ in range(len(self._busy)):
-            slide, first = self._busy.popleft()
-            try:
-                other = self._taken_by(slide)
-            except WsiSegError as error:
-                self._end(slide, self._failed(slide, Failure.of(error)))
-                continue
-            if other is None:
-                self._claims.give_back(slide.name)
-                self._waiting.append(slide)
-            elif other.here or other.renewed != first.renewed:
-                self._end(slide, self._left_to(slide, str(other)))
-            else:
-                self._busy.append((slide, first))
-        if self._busy and not self._waiting:
-            time.sleep(_ASK_S)
+        if slide.other is None:
+            log.warning("%s: is left to %s", slide.name, other)
+            slide.other = other
+        elif other.here or other.renewed != slide.other.renewed:
+            self._leave_for_good(slide, str(other))
+            return
+        self._busy.append(slide)
 
-    def _left_to(self, slide: _Slide, other: str) -> SlideResult:
-        return SlideResult(slide.name, slide.source.path, "busy", reason=f"is left to {other}")
+    def _leave_for_good(self, slide: _Slide, other: str) -> None:
+        self._end(slide, SlideResult(slide.name, slide.source.path, "busy", reason=f"is left to {other}"))
+
+    def _look_again(self) -> None:
+        """Ask again for the slides that are left; WsiSegError where the storage of all of them is away."""
+        back = [slide for slide in self._away if not is_away(slide.source.path)]
+        if self._away and not back and not self._busy:
+            raise WsiSegError(
+                f"The storage is away: {len(self._away)} slides are left whose folders are missing or empty, such as "
+                f"{self._away[0].source.path}; mount it, or correct the paths, and run the same command again"
+            )
+        time.sleep(_ASK_S)
+        self._away = deque(slide for slide in self._away if slide not in back)
+        self._waiting.extend([*self._busy, *back])
+        self._busy.clear()
+
+    def _claim_again(self, slide: _Slide) -> None:
+        """Go on with a slide whose claim is gone, as where its folder was away, unless another run has it now."""
+        self._claims.give_back(slide.name)  # its file may be back too
+        with suppress(WsiSegError):  # the folder is away still, and at the next look it is asked again
+            if self._out.is_dir() and (other := self._taken_by(slide)) is not None:
+                self._leave_for_good(slide, f"{other}, since this one was silent for too long")
 
     # What came of it.
 
@@ -282,12 +298,12 @@ class Driver:
             self._watchdog.end(job)
             self._take(job, outcome)
         for slide in [slide for slide in self._open.values() if self._claims.lost(slide.name)]:
-            self._end(slide, self._left_to(slide, "another run, since this one was silent for too long"))
+            self._claim_again(slide)
 
     def _give_up_hung(self) -> None:
         for job, reason in self._watchdog.hung(self._executor.held_back):
-            self._watchdog.forget(job)
             self._executor.abandon(job)
+            self._watchdog.forget(job)
             self._take(job, Failure(f"{reason}; it is given up", "stall"))
 
     def _take(self, job: Job, outcome: object) -> None:
@@ -304,6 +320,7 @@ class Driver:
         elif isinstance(outcome, SlideResult):
             self._end(slide, outcome)
         elif isinstance(outcome, Failure):  # unless the worker of a killed run was faster, and took blocks away
+            self._failed_away += outcome.kind == "away"
             self._end(slide, self._finished(slide) if slide.ledger.done else self._failed(slide, outcome))
 
     def _begin(self, slide: _Slide, plan: SlidePlan) -> None:
@@ -358,31 +375,15 @@ class Driver:
             refuse_other_slide(slide.ledger.final, record, slide.source)
             result = result_of(record, slide.name, slide.source.path)
         except (KeyError, TypeError):
-            return self._failed(
-                slide, Failure(f"{slide.ledger.final / RUN_FILE}: is not a record of wsi_seg", "damage")
-            )
+            reason = f"{slide.ledger.final / RUN_FILE}: is not a record of wsi_seg"
+            return self._failed(slide, Failure(reason, "damage"))
         except WsiSegError as error:
             return self._failed(slide, Failure.of(error))
         slide.ledger.clean()  # a kill may have come between the last rename and this
         return result
 
     def _failed(self, slide: _Slide, failure: Failure) -> SlideResult:
-        """Record why a slide failed."""
-        source, reason, details = slide.source, failure.reason, ""
-        record = {
-            "path": source.path,
-            "kind": failure.kind,
-            "reason": reason,
-            "request": self._request,
-            "host": socket.gethostname(),
-            "time": time.time(),
-            "trace": failure.trace.splitlines(),
-        }
-        with suppress(WsiSegError):
-            details = str(slide.ledger.quarantine(record))
-            if failure.kind == "defect":
-                reason += f"; unexpected, please report it with {details}"
-        return SlideResult(source.name, source.path, "failed", reason=reason, kind=failure.kind, details=details)
+        return failure.recorded(slide.source, slide.ledger, self._request)
 
     def _identity(self, slide: _Slide) -> dict[str, object]:
         fingerprint = slide.plan.fingerprint if slide.plan else None

@@ -11,12 +11,13 @@ import numpy as np
 from wsi_seg.backends import Network
 from wsi_seg.bundles import Bundle
 from wsi_seg.config import RunSettings
+from wsi_seg.engine.failures import reason_of
 from wsi_seg.engine.planning import plan_slide
-from wsi_seg.errors import SlideError
 from wsi_seg.records import SlidePlan
 from wsi_seg.slides.inputs import SlideSource
 from wsi_seg.stopwatch import Stopwatch
-from wsi_seg.volumes.reading import read_volume
+from wsi_seg.volumes.reading import Header, read_header
+from wsi_seg.volumes.segment import slice_at
 
 # measured on the demo slide: 5,600 nuclei per mm2, basic measurements; full ones take 4 % more
 _BLOCKS_MB_PER_MM2 = 3.2  # they stand beside the outputs until the slide is done
@@ -51,17 +52,18 @@ class Estimate:
 
 def plan_each(
     sources: Sequence[SlideSource], bundle: Bundle, settings: RunSettings, tiles_per_s: float | None
-) -> Iterator[tuple[SlideSource, SlidePlan | str | None, Estimate]]:
-    """Yield each slide with its plan, or the problem it has, and the estimate; a volume comes without them."""
+) -> Iterator[tuple[SlideSource, SlidePlan | Header | str, Estimate]]:
+    """Yield each slide with its plan, or the problem it has, and the estimate; a volume with its header alone."""
     for source in sources:
         try:
             if source.volume:
-                read_volume(source.path, source.mpp, source.spacing)
-                yield source, None, Estimate(None, 0)
+                header = read_header(source.path, source.mpp, source.spacing)
+                slice_at(header, bundle.spec.mpp, settings.allow_upsampling)
+                yield source, header, Estimate(None, 0)
                 continue
             plan = plan_slide(source, bundle.spec, settings)
-        except SlideError as error:
-            yield source, error.reason, Estimate(None, 0)
+        except Exception as error:  # as in a run, it is the slide's
+            yield source, reason_of(error), Estimate(None, 0)
         else:
             yield source, plan, estimate(plan, tiles_per_s)
 

@@ -10,12 +10,15 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
+from wsi_seg.engine.failures import Failure
 from wsi_seg.engine.nodes import Member, Recruits, Refusal, alive_nodes, one_line
 from wsi_seg.engine.preflight import Preflight
-from wsi_seg.engine.worker import Failure, Job, Outcome, Worker, WorkerInfo, WorkerOptions
+from wsi_seg.engine.raystart import REACH_S, short_folder, wants_token
+from wsi_seg.engine.worker import Job, Outcome, Worker, WorkerInfo, WorkerOptions
 from wsi_seg.errors import UsageError, WsiSegError
 from wsi_seg.process import keep_ray_here
 
@@ -30,8 +33,9 @@ _RUN_AGAIN = "run the same command again"
 _ALL_LOST = f"All workers are lost; what is done is kept: {_RUN_AGAIN}"
 _LOOK_S = 3.0  # between looks at which nodes there are
 _GATHER_S = 120.0  # for all workers to start before the first ones begin
-_PATIENCE_S = 300.0  # for a node to join a cluster that has lost all
+_PATIENCE_S = 300.0  # for a node to join a cluster that has none yet, or has lost all
 _ATTEMPTS = 3  # a job whose actor dies is handed out again, but not for ever
+_NO_NODE = "no node that can work (--device cuda needs GPUs)"
 _STARTS = 3  # of Ray, which gives its parts 30 s to come up, however busy the machine is
 _SLOW_HEAD = "Starting Ray client server failed"  # what a head says whose part for a client did not come up
 
@@ -105,6 +109,8 @@ class LocalExecutor:
         self._queue.put((job, future))
 
     def wait(self) -> list[tuple[Job, Outcome]]:
+        if not self._running:  # nothing would be waited for
+            time.sleep(_LOOK_S)
         done, _ = wait(self._running, timeout=_LOOK_S, return_when=FIRST_COMPLETED)
         finished = [(self._running.pop(future), future.result()) for future in done]
         for _, outcome in finished:
@@ -151,7 +157,9 @@ class RayExecutor:
         except BaseException:
             self.close()
             raise
-        self.info = self._members[0].info
+        infos = [member.info for member in self._members]  # of nodes that may differ, and each does any slide's blocks
+        block_px, band_px = min(info.block_px for info in infos), min(info.band_px for info in infos)
+        self.info = replace(infos[0], block_px=block_px, band_px=band_px)
 
     @property
     def workers(self) -> int:
@@ -162,26 +170,26 @@ class RayExecutor:
         return [job for job, _ in self._suspects]
 
     def _gather(self) -> None:
-        """Wait for the workers of all nodes that there are."""
-        import ray
-
-        self._recruits.welcome(alive_nodes())
+        """Wait for the workers of all nodes that there are, or at length for a first one; others join later."""
         refusals: list[Refusal] = []
         begun_s, told = time.monotonic(), False
-        while self._recruits.awaited:
-            if time.monotonic() - begun_s > _GATHER_S and not self._recruits.looking:
-                if self._members:
-                    break  # the others join when they are there
-                if not told:
-                    log.warning("no worker has started yet; if others hold the GPUs or cores, `ray status` shows it")
-                told = True
-            done, _ = ray.wait(self._recruits.awaited, num_returns=1, timeout=1)
-            refusals += [refusal for ref in done if (refusal := self._enlist(ref))]
+        while True:
+            self._recruits.welcome(alive_nodes())
+            refusals += [refusal for ref in self._recruits.answers(1) if (refusal := self._enlist(ref))]
             refusals += self._recruits.overdue()
-            if refusals and not self._recruits.looking:
+            if self._recruits.looking:
+                continue
+            if refusals:
                 raise UsageError("; ".join(str(refusal) for refusal in refusals))
-        if not self._members:
-            raise UsageError("The Ray cluster has no node that can work (--device cuda needs GPUs); see `ray status`")
+            waited_s, awaited = time.monotonic() - begun_s, bool(self._recruits.awaited)
+            if self._members and (not awaited or waited_s > _GATHER_S):
+                return
+            if not self._members and not awaited and waited_s > (_PATIENCE_S if self._on_cluster else 0):
+                raise UsageError(f"The Ray cluster has {_NO_NODE}; see `ray status`")
+            if not self._members and not told and waited_s > (_GATHER_S if awaited else 0):
+                what = "no worker has started" if awaited else f"there is {_NO_NODE}"
+                log.warning("%s yet; it is waited for, and `ray status` shows who holds the GPUs or cores", what)
+                told = True
 
     def _enlist(self, ref: Ref) -> Refusal | None:
         """Take what a node on its way to having workers has answered."""
@@ -320,6 +328,8 @@ def start_ray(address: str | None, *, log_to_driver: bool = False) -> bool:
     """
     if address is None:
         keep_ray_here()
+    elif wants_token(address):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():
@@ -341,13 +351,13 @@ def _join(address: str, log_to_driver: bool) -> None:
         try:
             _check_reachable(address)
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
             if attempt < _STARTS and _SLOW_HEAD in str(error):
                 ray.shutdown()
                 continue
             raise UsageError(
                 f"--address {address}: no Ray cluster answers ({one_line(error)}); start one with `ray start --head`, "
-                "or leave --address out to run on this machine"
+                "have its token in ~/.ray/auth_token, or leave --address out to run on this machine"
             ) from None
         else:
             return
@@ -368,6 +378,7 @@ def _start_here(log_to_driver: bool) -> None:
                 object_store_memory=80 << 20,
                 logging_level=logging.ERROR,
                 log_to_driver=log_to_driver,
+                _temp_dir=short_folder(),
             )
         except Exception as error:  # Ray raises the bare class
             ray.shutdown()
@@ -382,4 +393,4 @@ def _check_reachable(address: str) -> None:
     """Raise OSError within seconds where nobody listens; Ray itself tries for minutes."""
     host, _, port = address.removeprefix("ray://").partition(":")
     if port:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,11 @@ from wsi_seg.columns import array_of, numbers
 from wsi_seg.config import LABEL_CHUNK_PX
 from wsi_seg.engine.contents import seal
 from wsi_seg.engine.gallery import Gallery
-from wsi_seg.engine.identity import PACKAGES
+from wsi_seg.engine.identity import version_doubt, versions
 from wsi_seg.engine.layout import LABELS
 from wsi_seg.engine.ledger import Ledger
 from wsi_seg.engine.staining import unnormalised_tiles
-from wsi_seg.errors import StorageError, plain
+from wsi_seg.errors import plain
 from wsi_seg.export.geojson import ROWS_PER_PART, GeoJsonWriter
 from wsi_seg.export.ids import nucleus_uuids
 from wsi_seg.export.ome_zarr import LabelWriter
@@ -56,11 +54,13 @@ def finish_slide(plan: SlidePlan, info: RunInfo, out: Path, peak_memory_mb: floa
     """Write all outputs of a slide whose blocks are committed, and rename them into place."""
     begin, watch = time.perf_counter(), Stopwatch()
     ledger = Ledger.of(plan, out)
-    commits = ledger.commits()
+    commits = ledger.commits(plan.blocks)
     numbering = Numbering(plan, ledger, commits)
     if plan.blocks and not numbering.total:
         doubt = f"no nuclei were found in {plan.tissue_mm2:.2f} mm2 of tissue; check the stain, and that the slide has "
-        plan = replace(plan, warnings=(*plan.warnings, f"{plain(plan.path)}: {doubt}{plan.mpp_l0:.4g} um/px"))
+        plan = _warned(plan, f"{doubt}{plan.mpp_l0:.4g} um/px")
+    if doubt := version_doubt(earlier := ledger.earlier_versions()):
+        plan, info = _warned(plan, doubt), replace(info, environment={**info.environment, "versions_before": earlier})
     gallery = Gallery(plan)
     with ledger.finishing() as folder:
         with ThreadPoolExecutor(1) as beside:
@@ -68,8 +68,13 @@ def finish_slide(plan: SlidePlan, info: RunInfo, out: Path, peak_memory_mb: floa
             with watch("features"):
                 _write_nuclei(plan, numbering, gallery, folder)
             with watch("overview"):
-                gallery.draw(folder / "overview.png", numbering.tables)
+                undrawn = gallery.draw(folder / "overview.png", numbering.tables)
             unmatched_px = labels.result()
+        if undrawn:
+            plan = _warned(plan, undrawn)
+        if unmatched_px:
+            fact = f"{unmatched_px:,} pixels of nuclei that the blocks at a border see differently"
+            plan = _warned(plan, f"{fact} are 0 in labels.zarr, expected none; please report it")
         wall_s = info.wall_s + time.perf_counter() - begin
         record = _record(plan, info, commits, numbering.total, unmatched_px, wall_s, peak_memory_mb, watch)
         seal(folder, record)
@@ -87,6 +92,10 @@ def finish_slide(plan: SlidePlan, info: RunInfo, out: Path, peak_memory_mb: floa
     )
 
 
+def _warned(plan: SlidePlan, doubt: str) -> SlidePlan:
+    return replace(plan, warnings=(*plan.warnings, f"{plain(plan.path)}: {doubt}"))
+
+
 class Numbering:
     """Final labels 1..N: along a Z-shaped curve over cells of LABEL_CHUNK_PX, in a cell by the anchor's row and column.
 
@@ -96,11 +105,7 @@ class Numbering:
     def __init__(self, plan: SlidePlan, ledger: Ledger, commits: Iterable[Commit]) -> None:
         self._ledger = ledger
         self._block_px = plan.settings.block_px
-        by_name = {block.name: block for block in plan.blocks}
-        counts = {commit.block: commit.nuclei for commit in commits if commit.block in by_name}
-        missing = by_name.keys() - counts.keys()
-        if missing:
-            raise StorageError(plan.name, f"{len(missing)} blocks are missing; run the same command again")
+        counts = {commit.block: commit.nuclei for commit in commits}
         rows = np.array([block.row for block in plan.blocks], np.int64)
         columns = np.array([block.column for block in plan.blocks], np.int64)
         self.blocks: list[Block] = [plan.blocks[k] for k in np.argsort(z_order(rows, columns), kind="stable")]
@@ -249,7 +254,7 @@ def _record(
         stages[f"finish: {stage}"] = seconds
     forwarded = sum(commit.tiles_forwarded for commit in commits)
     fresh = 1 - info.blocks_resumed / max(1, len(commits))
-    tissue_mpx = sum(block.core_mp.width * block.core_mp.height for block in plan.blocks) / 1e6
+    tiles_mpx = plan.tile_count * plan.model.step_px**2 / 1e6  # which the size of blocks does not change
     return {
         "identity": info.identity,
         "slide": {
@@ -274,7 +279,7 @@ def _record(
         },
         "seconds": {"wall": round(wall_s, 3), **{stage: round(value, 3) for stage, value in stages.items()}},
         "throughput": {
-            "mpx_per_s": round(tissue_mpx * fresh / wall_s, 4),
+            "tiles_mpx_per_s": round(tiles_mpx * fresh / wall_s, 4),
             "tissue_mm2_per_s": round(plan.tissue_mm2 * fresh / wall_s, 5),
             **_gpu_busy(stages.get("gpu"), fresh, wall_s, info),
         },
@@ -287,16 +292,3 @@ def _record(
 def _gpu_busy(gpu_s: float | None, fresh: float, wall_s: float, info: RunInfo) -> dict[str, float]:
     """Return the share of the time in which the GPUs computed for this slide; nothing where there are none."""
     return {} if gpu_s is None else {"gpu_busy": round(gpu_s * fresh / (wall_s * info.environment["workers"]), 4)}
-
-
-@cache
-def versions() -> Mapping[str, str]:
-    """Return the versions of what took part."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"

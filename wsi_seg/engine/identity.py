@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from importlib.metadata import version
+import platform
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from wsi_seg.config import ModelSpec, RunSettings
@@ -71,6 +73,28 @@ def refuse_other_slide(where: object, record: Mapping[str, Any], source: SlideSo
         return
     kept = {"slide": {"fingerprint": record["identity"]["slide"]["fingerprint"]}}
     refuse_differences(where, kept, {"slide": {"fingerprint": _fingerprint(source)}})
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Return the versions of what took part."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def version_doubt(earlier: Iterable[Mapping[str, str]]) -> str:
+    """Return what to tell of a slide of which parts were made with these other versions; empty where there are none."""
+    now = versions()
+    names = [name for name in now if any(name in before and before[name] != now[name] for before in earlier)]
+    told = (f"{name} was {', '.join({before[name]: None for before in earlier if name in before})}" for name in names)
+    changes = "; ".join(f"{text}, now {now[name]}" for name, text in zip(names, told, strict=True))
+    return changes and f"parts of it were made with other versions ({changes}) and are kept; --overwrite makes all anew"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

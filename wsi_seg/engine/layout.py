@@ -10,6 +10,8 @@ OUT/.work/<slide>/failure.json           why the slide failed when it was last t
 OUT/.work/.claims/<slide>/               which run works on it
 OUT/.work/.claims/.store.<slide>/        which run copies it to a store
 OUT/.work/.claims/.summary/              which run writes summary.csv
+OUT/.work/.claims/.anew/                 which run writes .anew.json
+OUT/.work/.anew.json                     what slides had before commands with --overwrite that have not ended yet
 OUT/.work/.trash.*/                      what is being removed
 """
 
@@ -23,4 +25,5 @@ WORK = ".work"
 PLAN_FILE = "plan.json"
 FAILURE_FILE = "failure.json"
 CLAIMS = ".claims"
+ANEW_FILE = ".anew.json"
 TRASH = ".trash."

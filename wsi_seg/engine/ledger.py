@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import os
 import shutil
+import time
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,11 +25,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from wsi_seg.engine.contents import damage
+from wsi_seg.engine.contents import damage, first_other
+from wsi_seg.engine.identity import version_doubt, versions
 from wsi_seg.engine.layout import FAILURE_FILE, LABELS, PLAN_FILE, RUN_FILE, TRASH, WORK
 from wsi_seg.errors import DamageError, OutputError, StorageError
-from wsi_seg.files import TEMPORARY, replacing, sync, sync_tree
+from wsi_seg.files import TEMPORARY, remove_all, replacing, sync, sync_tree
 from wsi_seg.records import Block, Commit, SlidePlan
+
+log = logging.getLogger("wsi_seg")
 
 _SUFFIX = ".block"
 # of labels, six times as fast as zstd either way, in twice the room, which is given back at the end
@@ -75,9 +81,9 @@ class Ledger:
         if self.done:
             with suppress(DamageError):
                 return dict(self._record()["identity"])
-        elif (self.work / PLAN_FILE).is_file():
-            return dict(_read_json(self.work / PLAN_FILE, "identity")["identity"])
-        elif self.final.exists():
+        elif plan := self._plan():
+            return dict(plan["identity"])
+        elif os.path.lexists(self.final):
             raise self._foreign()
         return None
 
@@ -91,8 +97,10 @@ class Ledger:
     def record(self) -> dict[str, Any]:
         """Return the run.json of a finished slide; DamageError where its outputs are not as they were written."""
         record = self._record()
-        if harm := damage(self.final, record["contents"]) if "contents" in record else "":
-            raise self._damaged(harm)
+        while harm := damage(self.final, record["contents"]) if "contents" in record else "":
+            before, record = record, self._record()
+            if record == before:
+                raise self._damaged(harm)  # else another run has just stored the slide, and taken the rest away
         return record
 
     def _record(self) -> dict[str, Any]:
@@ -110,8 +118,11 @@ class Ledger:
     def begin(self, plan: SlidePlan, identity: Mapping[str, Any]) -> None:
         """Make the working folder and record the plan; drop blocks of nobody knows what, and what kills left."""
         with storing(self.name, self.work):
-            if not (self.work / PLAN_FILE).is_file():
+            before, earlier = self._plan(), self.earlier_versions()
+            if not before:
                 self._drop(self._blocks)
+            elif doubt := version_doubt(earlier):
+                log.warning("%s: %s", self.name, doubt)
             _make_folder(self._blocks)
             for attempt in self.work.glob("finished.*"):
                 with suppress(FileNotFoundError):  # the worker of a killed run lives on, and gave it its final name
@@ -122,12 +133,23 @@ class Ledger:
                 PLAN_FILE,
                 {
                     "identity": identity,
+                    "begun": before.get("begun", time.time()),
+                    "versions": [*earlier, versions()],
                     "block_px": plan.settings.block_px,
                     "blocks": len(plan.blocks),
                     "tiles": plan.tile_count,
                     "tissue_mm2": plan.tissue_mm2,
                 },
             )
+
+    def _plan(self) -> dict[str, Any]:
+        """Return plan.json; nothing where the slide was not begun."""
+        return _read_json(self.work / PLAN_FILE, "identity") if (self.work / PLAN_FILE).is_file() else {}
+
+    def earlier_versions(self) -> list[dict[str, str]]:
+        """Return the versions, other than those of now, that made blocks which are here, as far as is known."""
+        made = any(self._blocks.glob(f"*{_SUFFIX}"))
+        return [kept for kept in self._plan().get("versions", ()) if kept != versions()] if made else []
 
     def quarantine(self, failure: Mapping[str, Any]) -> Path:
         """Record why the slide failed, until it is done; return the file that tells it."""
@@ -140,42 +162,62 @@ class Ledger:
         with replacing(self.work / name) as file:
             file.write(json.dumps(values, indent=1).encode() + b"\n")
 
-    def check_ours(self) -> None:
-        """Raise OutputError where the slide's folder was made by something else."""
-        if self.final.exists() and not self.done:
+    def check_ours(self, *, removing: bool = False) -> None:
+        """Raise OutputError where the slide's folder was made by something else.
+
+        removing: also where it holds a file that was, which would be lost with it.
+        """
+        if os.path.lexists(self.final) and not self.done:
             raise self._foreign()
+        if removing and self.done and (other := first_other(self.final, self._contents())):
+            fact = "is not of wsi_seg, and would be removed with the results that it lies in"
+            raise OutputError(f"{self.final / other}: {fact}; move it away and run again")
+
+    def _contents(self) -> dict[str, Any] | None:
+        with suppress(DamageError):
+            return self._record().get("contents")
+        return None
 
     def discard(self) -> None:
-        """Remove all of this slide; a kill in the middle leaves it whole or gone."""
-        self.check_ours()
+        """Remove all of this slide but for the record that it was damaged, by which `retry` knows what is to be done.
+
+        A kill in the middle leaves it whole or gone. Raises OutputError where something is not ours to remove.
+        """
+        self.check_ours(removing=True)
         with storing(self.name, self.work):
             self._drop(self.final)
-            self._drop(self.work)
+            if not self._was_damaged():
+                self._drop(self.work)
+                return
+            (self.work / PLAN_FILE).unlink(missing_ok=True)  # without it, blocks are nobody's
+            for left in (self._blocks, *self.work.glob("finished.*")):
+                self._drop(left)
+
+    def _was_damaged(self) -> bool:
+        try:
+            return bool(json.loads((self.work / FAILURE_FILE).read_text(encoding="utf-8"))["kind"] == "damage")
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _drop(self, folder: Path) -> None:
-        """Take a folder away in one step, then remove it."""
-        if folder.exists():
+        """Take a folder away in one step, then remove it; of a link to one only the link."""
+        if os.path.lexists(folder):
             trash = self.work.parent / f"{TRASH}{uuid.uuid4().hex}"
             trash.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(trash)
             sync(folder.parent)
-            shutil.rmtree(trash, ignore_errors=True)
+            remove_all(trash)
 
     def committed(self) -> set[str]:
         """Return the names of the finished blocks, having read them; damaged ones are dropped, to be done again."""
         with storing(self.name, self.work):
-            return {self._name_of(path) for path in self._paths() if _is_whole(path)}
+            paths = sorted(self._blocks.glob(f"*{self._suffix}"))
+            return {path.name.removesuffix(self._suffix) for path in paths if _is_whole(path)}
 
     @property
     def other_blocks(self) -> int:
         """How many blocks there are of other sizes."""
         return sum(not path.name.endswith(self._suffix) for path in self._blocks.glob(f"*{_SUFFIX}"))
-
-    def _paths(self) -> list[Path]:
-        return sorted(self._blocks.glob(f"*{self._suffix}"))
-
-    def _name_of(self, path: Path) -> str:
-        return path.name.removesuffix(self._suffix)
 
     def commit(self, block: Block, data: BlockData) -> None:
         """Keep a finished block."""
@@ -195,11 +237,14 @@ class Ledger:
         with self._reading(name) as archive:
             return pa.ipc.open_stream(archive.read("nuclei.arrow")).read_all()
 
-    def commits(self) -> list[Commit]:
-        """Return the records of the finished blocks."""
+    def commits(self, blocks: Iterable[Block]) -> list[Commit]:
+        """Return the records of these blocks, in their order; StorageError where one is not finished.
+
+        The folder is not listed: another machine may be told for a while what was there before.
+        """
         commits = []
-        for path in self._paths():
-            with self._reading(self._name_of(path)) as archive:
+        for block in blocks:
+            with self._reading(block.name) as archive:
                 commits.append(Commit(**json.loads(archive.read("commit.json"))))
         return commits
 
@@ -247,7 +292,7 @@ def _read_json(path: Path, key: str) -> dict[str, Any]:
         return dict(content)
     except (OSError, ValueError, KeyError, TypeError):
         raise OutputError(
-            f"{path}: is not a record of wsi_seg; remove {path.parent}, or choose another --out"
+            f"{path}: is not a record of wsi_seg; move {path.parent} away, or choose another --out"
         ) from None
 
 

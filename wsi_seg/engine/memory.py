@@ -34,6 +34,7 @@ _PER_PX = 10  # of a window, and 1 more for each map
 _FORWARD = 2.0
 _AHEAD = 3  # see `inference.MapSource`: two on their way through the network, one that is read
 _SEPARATION = 0.2  # of the time of a forward pass of as many pixels, which larger windows cost
+_ALIKE = 50e6  # by which what a process holds may differ from run to run
 _UNITS = "kmgt"
 
 
@@ -94,10 +95,13 @@ def choose_sizes(
     block_px: int | None = None,
     batch_size: int | None = None,
     workers: int = 1,
+    kept_px: int | None = None,
 ) -> Sizes:
     """Return the sizes with the least work that keep the bound, or without one those that suit the device.
 
     bound: bytes for each of the machine's `workers`. block_px, batch_size: what the user wants, if anything.
+    kept_px: size of the blocks that are there of half-made slides; it is chosen again, although what this process holds
+    is not quite what the one held that chose it.
     UsageError: the bound cannot be kept, or the machine has not as much memory.
     """
     machine = machine_bytes()
@@ -118,15 +122,22 @@ def choose_sizes(
             f"{_down(machine // workers)} at most"
         )
     possible = _possible(device, block_px, batch_size)
-    fitting = [sizes for sizes in possible if need.of(sizes) <= bound]
-    if not fitting:
+    near = [_best(need, possible, bound + step) for step in (0, -_ALIKE, _ALIKE)]
+    chosen = next((sizes for sizes in near if sizes and sizes.block_px == kept_px), near[0])
+    if chosen is None:
         wanted = [f"--block-px {block_px}"] * bool(block_px) + [f"--batch-size {batch_size}"] * bool(batch_size)
         enough = _up(min(map(need.of, possible)))
         fact = f"a worker needs at least {enough} with {' and '.join(wanted) or 'this model'}"
         raise UsageError(
             f"--memory {_down(bound)}: {fact}; give {enough} or {'smaller sizes' if wanted else 'another model'}"
         )
-    return min(fitting, key=lambda sizes: (need.work(sizes), -sizes.batch_size))
+    return chosen
+
+
+def _best(need: Need, possible: list[Sizes], bound: float) -> Sizes | None:
+    """Return the sizes with the least work that keep the bound, if there are any."""
+    fitting = (sizes for sizes in possible if need.of(sizes) <= bound)
+    return min(fitting, key=lambda sizes: (need.work(sizes), -sizes.batch_size), default=None)
 
 
 def _possible(device: Device, block_px: int | None, batch_size: int | None) -> list[Sizes]:

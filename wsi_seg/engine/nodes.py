@@ -106,7 +106,7 @@ class Refusal:
 
 @dataclass
 class Recruits:
-    """Nodes on their way to having workers. Nothing here waits: `awaited` is what to wait for, `take` goes on with it.
+    """Nodes on their way to having workers: `awaited` is what to wait for, `take` goes on with it.
 
     preflight: what a node must pass; None where all are this machine.
     """
@@ -136,6 +136,15 @@ class Recruits:
                 self._load(node)
             else:
                 self._looking[self.preflight.ask(node.id)] = node, time.monotonic()
+
+    def answers(self, timeout_s: float) -> list[Ref]:
+        """Wait until one of `awaited` has answered, or so long; return those that have."""
+        import ray
+
+        if not self.awaited:
+            time.sleep(timeout_s)
+            return []
+        return ray.wait(self.awaited, num_returns=1, timeout=timeout_s)[0]
 
     def take(self, ref: Ref) -> Member | Refusal | None:
         """Go on with a node that has answered; one that was lost meanwhile is forgotten."""

@@ -64,6 +64,7 @@ class Preflight:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        self._renew()
         look = ray.remote(self._look).options(
             num_cpus=0,
             max_retries=0,
@@ -72,6 +73,13 @@ class Preflight:
         )
         answer: ray.ObjectRef[list[str]] = look.remote(self.question)
         return answer
+
+    def _renew(self) -> None:
+        """Let the token be young: an old one is taken for that of a killed run, and removed."""
+        try:
+            os.utime(self._token)
+        except FileNotFoundError:
+            write_into(self._token, self._token.name.encode())
 
     def close(self) -> None:
         """Remove the token."""

@@ -17,14 +17,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wsi_seg.engine.layout import RUN_FILE, SUMMARY_FILE, WORK
+from wsi_seg.engine.contents import is_output
+from wsi_seg.engine.layout import PLAN_FILE, RUN_FILE, SUMMARY_FILE, WORK
 from wsi_seg.engine.ledger import Ledger
 from wsi_seg.engine.lock import Claims
-from wsi_seg.engine.outputs import STORED, stored_at
+from wsi_seg.engine.outputs import STORED, mark_of, stored_at
 from wsi_seg.engine.progress import Progress
+from wsi_seg.engine.requests import renewed
 from wsi_seg.engine.summary import Summary
 from wsi_seg.errors import OutputError, WsiSegError
-from wsi_seg.files import TEMPORARY, do_all, files_in, replacing
+from wsi_seg.files import TEMPORARY, do_all, files_in, remove_if_empty, replacing, sync_tree, write_into
 from wsi_seg.objectstore import open_store, retrying
 from wsi_seg.records import Commit, SlidePlan, SlideResult
 
@@ -45,10 +47,15 @@ class Publisher:
         self._told = told
         self._pool = ThreadPoolExecutor(_SLIDES_AT_ONCE, thread_name_prefix="wsi_seg store")
         self._stored: dict[str, Future[None]] = {}
+        self._renewed: dict[str, set[str]] = {}
         self._claims, self._closing = Claims(work), threading.Event()
 
     def prepare(self, names: Iterable[str]) -> None:
         """Learn which slides are stored already. OutputError where the store cannot be written to."""
+        if self._url.startswith("file:"):
+            place = self._url.partition("://")[2]
+            raise OutputError(f"--out {self._url}: is a folder of this machine; give {place} itself, without --work")
+        self._renewed = renewed(self._work)
         try:
             self._fs, self._root = open_store(self._url)
             probe = f"{self._root}/.probe.{uuid.uuid4().hex}"
@@ -61,28 +68,48 @@ class Publisher:
             raise OutputError(f"--out {self._url}: {fact}; check the address and your credentials") from error
 
     def _learn(self, name: str) -> None:
-        """Let the working folder say whether a slide is stored; results that are not stored yet stay."""
+        """Let the working folder say whether a slide is stored; what is done or begun here and not stored yet stays.
+
+        While the store is asked another run may finish the slide, so only what was out of date before is replaced.
+        """
         folder = self._work / name
-        if folder.exists() and not stored_at(folder) and not _is_begun(folder):
+        there = folder.exists()
+        if (self._work / WORK / name / PLAN_FILE).is_file() or (there and not _is_of_store(folder)):
             return
         try:
-            record = json.loads(retrying(lambda: self._fs.cat_file(self._key(name, RUN_FILE))))
+            text = retrying(lambda: self._fs.cat_file(self._key(name, RUN_FILE)))
         except FileNotFoundError:
-            shutil.rmtree(folder, ignore_errors=True)
+            if there and _is_of_store(folder):
+                shutil.rmtree(folder, ignore_errors=True)
             return
-        self._stand_for(folder, record)
+        if not there and mark_of(text) not in self._renewed.get(name, ()):  # which was removed, to be made anew
+            self._put_up(folder, json.loads(text))
+        elif there and _is_of_store(folder):
+            self._stand_for(folder, json.loads(text))
+
+    def _put_up(self, folder: Path, record: dict[str, Any]) -> None:
+        """Put a record that stands for a stored slide in the place of nothing; what comes there meanwhile stays."""
+        new = self._work / WORK / f".stand.{uuid.uuid4().hex}"
+        write_into(new / RUN_FILE, self._standing_for(folder, record))
+        sync_tree(new)
+        with suppress(OSError):  # another run was faster
+            new.rename(folder)
+        shutil.rmtree(new, ignore_errors=True)
+        remove_if_empty(new.parent)
 
     def _stand_for(self, folder: Path, record: dict[str, Any]) -> None:
         """Let a folder have nothing but a record that says where the rest is; a kill at any moment does no harm."""
-        record.pop("contents", None)  # which are elsewhere
-        folder.mkdir(exist_ok=True)
         with replacing(folder / RUN_FILE) as file:
-            file.write(json.dumps({**record, STORED: f"{self._url}/{folder.name}"}, indent=1).encode() + b"\n")
+            file.write(self._standing_for(folder, record))
         for path in folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             elif path.name != RUN_FILE:
                 path.unlink(missing_ok=True)
+
+    def _standing_for(self, folder: Path, record: dict[str, Any]) -> bytes:
+        record.pop("contents", None)  # which are elsewhere
+        return json.dumps({**record, STORED: f"{self._url}/{folder.name}"}, indent=1).encode() + b"\n"
 
     def _store(self, name: str) -> None:
         """Store a finished slide, unless another run with the same working folder does."""
@@ -107,7 +134,8 @@ class Publisher:
             self._put(path, root + path.relative_to(folder).as_posix())
 
         do_all(put, (path for path in files_in(folder) if path != folder / RUN_FILE), _FILES_AT_ONCE)
-        stale = (key for key in before if not (folder / key.removeprefix(root)).is_file())
+        old = ((key, key.removeprefix(root)) for key in before)  # what others put there stays
+        stale = (key for key, name in old if is_output(name) and not (folder / name).is_file())
         do_all(self._remove, stale, _FILES_AT_ONCE)
         self._put(folder / RUN_FILE, last)
         self._stand_for(folder, json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
@@ -178,9 +206,9 @@ class Publisher:
         self._told.ended(result)
 
 
-def _is_begun(folder: Path) -> bool:
-    """Whether there is nothing in a folder but what a kill left of its first file."""
-    return all(path.name.endswith(TEMPORARY) for path in folder.iterdir())
+def _is_of_store(folder: Path) -> bool:
+    """Whether a folder stands for what is stored, or has nothing in it but what a kill left of its first file."""
+    return bool(stored_at(folder)) or all(path.name.endswith(TEMPORARY) for path in folder.iterdir())
 
 
 def _said(error: BaseException) -> str:

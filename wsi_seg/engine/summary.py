@@ -42,7 +42,7 @@ class Summary:
     def __init__(self, out: Path) -> None:
         self._out = out
         self._file = out / SUMMARY_FILE
-        self._gone = {name for name in self._read() if not self._is_there(name)}
+        self._old = self._read()
 
     def write(self, results: Iterable[SlideResult]) -> None:
         """Put lines for these in the place of their old ones. Raises OutputError."""
@@ -50,7 +50,10 @@ class Summary:
             self._replace(results)
 
     def _replace(self, results: Iterable[SlideResult]) -> None:
-        rows = {name: row for name, row in self._read().items() if name not in self._gone}
+        rows = self._read()
+        for name in [name for name, row in self._old.items() if rows.get(name) == row and not self._is_there(name)]:
+            del rows[name]
+        self._old = {}  # looked for once, when results were removed that are made anew
         for result in results:
             if result.status != "busy" or result.name not in rows:  # else the other run tells more
                 rows[result.name] = dict(zip(_COLUMNS, map(str, _cells(result)), strict=True))

@@ -8,7 +8,8 @@ from typing import Any
 
 from wsi_seg.config import RunSettings
 from wsi_seg.engine.contents import seal
-from wsi_seg.engine.finish import RunInfo, versions
+from wsi_seg.engine.finish import RunInfo
+from wsi_seg.engine.identity import versions
 from wsi_seg.engine.ledger import Ledger
 from wsi_seg.engine.planning import collected_warnings
 from wsi_seg.inference import MapSource
@@ -31,7 +32,7 @@ def do_volume(source: SlideSource, settings: RunSettings, info: RunInfo, maps: M
     with collected_warnings() as collected:
         with watch("open"):
             volume = read_volume(source.path, source.mpp, source.spacing)
-        objects = segment_volume(volume, maps, watch, allow_upsampling=settings.allow_upsampling)
+        objects = segment_volume(volume, maps.network, watch, allow_upsampling=settings.allow_upsampling)
     warnings = list(dict.fromkeys(collected))  # each slice may have told the same
     if not len(objects):
         warnings.append(f"{source.path}: no objects were found; check that this is what {model.name} was trained on")

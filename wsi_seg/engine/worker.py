@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
 import time
-import traceback
 import uuid
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from wsi_seg.backends import Backend, BackendChoice, Device, DeviceChoice, Network, Precision, load_onto
 from wsi_seg.bundles import find_bundle
 from wsi_seg.config import RunSettings
 from wsi_seg.engine.block import load_kernels, process_block
-from wsi_seg.engine.failures import Kind, kind_of, pause_before_retry, reason_of
+from wsi_seg.engine.failures import Failure, pause_before_retry
 from wsi_seg.engine.finish import RunInfo, finish_slide
+from wsi_seg.engine.layout import PLAN_FILE, WORK
 from wsi_seg.engine.ledger import Ledger
 from wsi_seg.engine.memory import BANDS_PX, DEFAULT_BLOCK_PX, Need, Sizes, choose_sizes, usual_sizes
 from wsi_seg.engine.planning import plan_slide, reopen
@@ -93,20 +95,6 @@ class Job:
         return " ".join([self.method, *names])
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a job came to nothing. trace: where in the program, if it got so far."""
-
-    reason: str
-    kind: Kind = "slide"
-    trace: str = ""
-
-    @classmethod
-    def of(cls, error: BaseException) -> Self:
-        """Return the failure that an error is."""
-        return cls(reason_of(error), kind_of(error), "".join(traceback.format_exception(error)))
-
-
 Outcome = SlidePlan | Commit | SlideResult | Failure
 
 
@@ -146,18 +134,20 @@ class Worker:
 
     def do(self, job: Job) -> Outcome:
         """Do one job; what goes wrong with a slide comes back as a Failure, what may pass is tried again before."""
+        path = job.arguments[0].path
         tried = 0
         while True:
+            tried += 1
             try:
                 outcome: Outcome = getattr(self, job.method)(*job.arguments)
                 return outcome
             except Exception as error:
-                tried += 1
-                pause_s = pause_before_retry(error, tried)
+                failure = Failure.of(error, path)
+                pause_s = pause_before_retry(error, tried, failure.kind)
                 if pause_s is None:
-                    return Failure.of(error)
-                log.warning("%s: %s: %s; trying again in %g s", job.slide, job.title, reason_of(error), pause_s)
-                self._forget(job.arguments[0].path)
+                    return failure
+                log.warning("%s: %s: %s; trying again in %g s", job.slide, job.title, failure.reason, pause_s)
+                self._forget(path)
             time.sleep(pause_s)
 
     def plan(self, source: SlideSource, settings: RunSettings) -> SlidePlan:
@@ -168,13 +158,15 @@ class Worker:
 
     def finish(self, plan: SlidePlan, info: RunInfo) -> SlideResult:
         ledger = Ledger.of(plan, self._out)
-        if ledger.done:  # by a worker that died before it could say so
+        if ledger.done:  # by a worker that died before it could clean up and say so
+            ledger.clean()
             return result_of(ledger.record(), plan.name, plan.path)
         return finish_slide(plan, info, self._out, peak_memory_mb())
 
     def volume(self, source: SlideSource, settings: RunSettings, info: RunInfo) -> SlideResult:
         ledger = Ledger(self._out, source.name)
         if ledger.done:
+            ledger.clean()
             return result_of(ledger.record(), source.name, source.path)
         return do_volume(source, settings, info, self._maps, self._out)
 
@@ -214,4 +206,14 @@ def _fitting(network: Network, options: WorkerOptions) -> tuple[Need, Sizes]:
     while jobs > least and Need(network, jobs, held).of(usual) > room:
         jobs //= 2
     need = Need(network, max(least, jobs), held)
-    return need, choose_sizes(need, network.device, options.memory, *wanted, workers=options.workers)
+    kept_px = _kept_px(options.out)
+    return need, choose_sizes(need, network.device, options.memory, *wanted, options.workers, kept_px)
+
+
+def _kept_px(out: Path) -> int | None:
+    """Return the size of the blocks of half-made slides, where all have the same."""
+    sizes = set()
+    for path in (out / WORK).glob(f"*/{PLAN_FILE}"):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # begin with it, and it is told
+            sizes.add(int(json.loads(path.read_text(encoding="utf-8"))["block_px"]))
+    return sizes.pop() if len(sizes) == 1 else None

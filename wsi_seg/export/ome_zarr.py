@@ -1,7 +1,8 @@
 """Labels as OME-Zarr: nucleus ids and classes, each a pyramid, registered to the slide's scale.
 
-`labels.zarr` is an image whose levels are those of `labels/nuclei`, so that any viewer opens it, and it holds
-`labels/nuclei` (uint32, 1..N in table order) and `labels/classes` (uint8, 1..) where NGFF looks for labels.
+`labels.zarr` is an image whose levels are those of `labels/nuclei`, so that napari and vizarr show it as one, and it
+holds `labels/nuclei` (uint32, 1..N in table order) and `labels/classes` (uint8, 1..) where NGFF looks for labels.
+Bio-Formats leaves out what lies there, so QuPath and Fiji do not open it unless `omezarr.include_labels` is set.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ class LabelWriter:
         self, path: Path, plane_mp: Box, mpp: float, classes: Sequence[ClassSpec], zarr_format: ZarrFormat
     ) -> None:
         self._plane_mp = plane_mp
-        self._mpp = mpp
         self._format = zarr_format
         self._levels = _level_shapes(plane_mp.shape)
         file_px = SHARD_PX if zarr_format == "0.5" else LABEL_CHUNK_PX
@@ -43,7 +43,8 @@ class LabelWriter:
         self._root = ngff.open_root(str(path), zarr_format, mode="w")
         self._nuclei = self._create("nuclei", np.uint32, ngff.IDS)
         self._classes = self._create("classes", np.uint8, ngff.CLASSES)
-        self._describe(classes)
+        scales = [(mpp * 2**k, mpp * 2**k) for k in range(len(self._levels))]
+        ngff.describe_labels(self._root, "nuclei", "yx", scales, classes, zarr_format)
 
     @staticmethod
     def region_px(block_px: int) -> int:
@@ -70,20 +71,6 @@ class LabelWriter:
             )
             for k, shape in enumerate(self._levels)
         ]
-
-    def _describe(self, classes: Sequence[ClassSpec]) -> None:
-        scales = [(self._mpp * 2**k, self._mpp * 2**k) for k in range(len(self._levels))]
-        names = [str(k) for k in range(len(self._levels))]
-        described = ngff.multiscales("nuclei", ("y", "x"), [f"labels/nuclei/{n}" for n in names], scales, self._format)
-        self._root.attrs.update(described)
-        labels = self._root.require_group("labels")
-        labels.attrs.update(ngff.attributes({"labels": ["nuclei", "classes"]}, self._format))
-        colors = [{"label-value": k + 1, "rgba": [*c.color, 255]} for k, c in enumerate(classes)]
-        properties = [{"label-value": k + 1, "class": c.name} for k, c in enumerate(classes)]
-        for name, extra in (("nuclei", {}), ("classes", {"colors": colors, "properties": properties})):
-            image_label = {"image-label": {"version": self._format, "source": {"image": "../../"}, **extra}}
-            content = ngff.multiscales(name, ("y", "x"), names, scales, self._format, extra=image_label)
-            labels.require_group(name).attrs.update(content)
 
 
 def _level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:

@@ -1,14 +1,11 @@
 """Networks: building them, their weights, and what their inputs and outputs mean."""
 
-from wsi_seg.architectures import ARCHITECTURES, dimensions_of, stride_of
 from wsi_seg.nets.preprocessing import preprocessing_of
 from wsi_seg.nets.registry import build_network, encoder_parameters, encoder_part, load_network
 from wsi_seg.nets.weights import load_encoder, load_weights, save_encoder
 
 __all__ = [
-    "ARCHITECTURES",
     "build_network",
-    "dimensions_of",
     "encoder_parameters",
     "encoder_part",
     "load_encoder",
@@ -16,5 +13,4 @@ __all__ = [
     "load_weights",
     "preprocessing_of",
     "save_encoder",
-    "stride_of",
 ]

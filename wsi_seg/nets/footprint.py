@@ -1,4 +1,4 @@
-"""How much memory a forward pass holds at once, found out without memory: on tensors with a shape and no values."""
+"""What a forward pass takes, found out without memory: on tensors with a shape and no values."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from wsi_seg.errors import ModelError
 
 
 def forward_bytes(network: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> int:
@@ -24,6 +26,23 @@ def forward_bytes(network: nn.Module, shape: Sequence[int], dtype: torch.dtype) 
     with torch.no_grad(), _Living() as living:
         torch.func.functional_call(network, hollow, (torch.empty(tuple(shape), device="meta", dtype=dtype),))
     return int(living.most)
+
+
+def check_forward(network: nn.Module, shape: Sequence[int], name: str) -> None:
+    """Raise ModelError unless a network, called `name`, takes an input of `shape`; it is in eval mode afterwards."""
+    network.eval()
+    try:
+        forward_bytes(network, shape, torch.float32)
+    except Exception:  # one of others may just do badly without values
+        try:
+            with torch.inference_mode():
+                network(torch.zeros(tuple(shape)))
+        except Exception as error:  # its code, and that of encoders, raises what it likes
+            sides, reason = " x ".join(str(side) for side in shape[:1:-1]), " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"{name} cannot compute {sides} px ({reason}); give crop_px and tile_px the size that it is made for, "
+                "or choose another encoder"
+            ) from error
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]

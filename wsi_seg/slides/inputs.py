@@ -41,16 +41,31 @@ def find_slides(inputs: Sequence[str], kept: Mapping[str, str] | None = None) ->
     """Return the slides that files, folders, globs, URLs and CSV manifests name, sorted by name, each once.
 
     kept: names that slides have already, by absolute path or URL; unless a manifest gives others, they keep them.
-    Raises UsageError where an input does not exist, matches nothing or is a wrong manifest.
+    What a manifest says of a slide counts wherever else it is named.
+    Raises UsageError where an input does not exist, matches nothing or is a wrong manifest, or two rows differ.
     """
     found: dict[str, SlideSource] = {}
     for text in inputs:
         for source in _sources(os.fspath(text)):
-            key = source.path if "://" in source.path else os.path.realpath(source.path)
-            found.setdefault(key, source)
+            key = _place(source.path)
+            found[key] = _told(found[key], source) if key in found else source
     if not found:
         raise UsageError("No slides were named; expected files, folders, globs, URLs or a CSV manifest")
     return sorted(_named(list(found.values()), kept or {}), key=lambda source: (source.name.casefold(), source.path))
+
+
+def _place(path: str) -> str:
+    """Return what a slide has in common under all its paths."""
+    return path if "://" in path else os.path.realpath(path)
+
+
+def _told(one: SlideSource, other: SlideSource) -> SlideSource:
+    """Return what is told of a slide that is named twice; UsageError where two rows of manifests tell otherwise."""
+    rows = [source for source in (one, other) if source.name or source.mpp is not None]
+    if len(rows) > 1 and (one.name, one.mpp) != (other.name, other.mpp):
+        told = " and ".join(f"{row.path} (mpp {row.mpp or 'none'}, name {row.name or 'none'})" for row in rows)
+        raise UsageError(f"Two rows of manifests are of one slide: {told}; expected one row for each; leave one out")
+    return rows[0] if rows else one
 
 
 def _sources(text: str) -> list[SlideSource]:
@@ -158,10 +173,12 @@ def _named(sources: list[SlideSource], kept: Mapping[str, str]) -> list[SlideSou
     doubled = [name for name, count in given.items() if count > 1]
     if doubled:
         raise UsageError(f"Two slides are named {doubled[0]!r} in the manifests; expected unique names")
-    paths = [source.path if "://" in source.path else os.path.abspath(source.path) for source in sources]
-    own = [source.name or kept.get(path, "") for source, path in zip(sources, paths, strict=True)]
+    places = [_place(source.path) for source in sources]
+    known = {_place(path): name for path, name in kept.items()}
+    own = [source.name or known.get(place, "") for source, place in zip(sources, places, strict=True)]
     settled = ["" if same_name(name) in given and not s.name else name for s, name in zip(sources, own, strict=True)]
-    others = [name for path, name in kept.items() if path not in paths and ("://" in path or os.path.exists(path))]
+    mine = {known.get(place, "") for place in places}
+    others = [name for path, name in kept.items() if name not in mine and ("://" in path or os.path.exists(path))]
     level = [0] * len(sources)
     while True:
         names = [settled[i] or _candidate(source.path, level[i]) for i, source in enumerate(sources)]

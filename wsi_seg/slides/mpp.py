@@ -17,6 +17,8 @@ PICTURE_MPP = 5.0
 """The most that is believed of a plain picture's resolution: 600, 1200 and 2400 dpi (42, 21, 11) are scanners' too."""
 ANISOTROPY_TOLERANCE = 0.05
 """Pixels count as square, and two sources as agreeing, up to this difference."""
+UNEVEN = 0.005
+"""Pixels whose sides differ by more are told of: the mean, by which all is measured, is off by half of it."""
 _UM_PER_INCH = 25400.0
 HOW_TO_GIVE = "give it with --mpp, in a CSV manifest with the columns path and mpp, or as resolution tags in the file"
 
@@ -44,7 +46,7 @@ def of_resolution(path: str, mpp_xy: tuple[float, float] | None) -> tuple[float,
 def settle_mpp(path: str, given: float | None, mpp_xy: tuple[float, float] | None) -> float | None:
     """Return the user's mpp, else the file's (x, y) if it can be a pixel size, else None.
 
-    Raises MppError where the file's pixels are not square.
+    The file's is the mean of x and y, with a warning where they differ; MppError where its pixels are not square.
     """
     if mpp_xy is not None and not plausible(mpp_xy):
         log.info("%s: ignored a pixel size of %.4g x %.4g um, which no microscope makes", path, *mpp_xy)
@@ -72,4 +74,8 @@ def _isotropic(path: str, mpp_x: float, mpp_y: float) -> float:
             f"pixels are {mpp_x:.4g} x {mpp_y:.4g} um, expected square ones (within 5 %); resample the file, "
             "or give --mpp if its tags are wrong",
         )
-    return mpp_x if mpp_x == mpp_y else (mpp_x + mpp_y) / 2
+    mpp = mpp_x if mpp_x == mpp_y else (mpp_x + mpp_y) / 2
+    if abs(mpp_x - mpp_y) > UNEVEN * min(mpp_x, mpp_y):
+        fact = "positions and sizes in um, and the scale of labels.zarr, are of the mean"
+        log.warning("%s: pixels are %.4g x %.4g um; %s, %.4g", path, mpp_x, mpp_y, fact, mpp)
+    return mpp

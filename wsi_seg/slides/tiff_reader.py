@@ -18,7 +18,10 @@ from wsi_seg.slides.limits import MOST_IN_CHUNK
 from wsi_seg.slides.mpp import of_resolution
 from wsi_seg.slides.zarr_reader import Level, LevelsSlide, Opened, check_pixels, check_values
 
-_MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_MICROMETRES = {
+    **dict.fromkeys(("µm", "μm", "um", "micron", "microns"), 1.0),
+    **{"nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6},
+}
 _TAG_UNITS = {2: 25400.0, 3: 10000.0}
 """Micrometres in TIFF's ResolutionUnit: inch, centimetre. 1 means none."""
 _GREY, _RGB, _YCBCR = 1, 2, 6
@@ -95,6 +98,8 @@ def _check_one_plane(path: str, series: Any, alike: int) -> None:  # noqa: ANN40
         fact = f"holds {planes} planes of {page.imagewidth} x {page.imagelength} px"
         grey = page.photometric == _GREY and page.samplesperpixel == 1
         stack = "; a stack of grey slices is run as a volume where it is a file on this machine" if grey else ""
+        if grey and "T" in series.axes:
+            stack = f"; its axes are {series.axes}, T being time: slices along Z would be run as a volume"
         raise UnsuitedError(path, f"{fact}; expected one plane: extract one z and t first{stack}")
 
 

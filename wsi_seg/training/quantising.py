@@ -46,7 +46,7 @@ def quantise(bundle: Bundle, items: Sequence[Item], out: Path) -> Path:
         changed = {"name": name, "description": what, "weights": weights, "scores": ()}
         (folder / weights.file).write_bytes(data)
         write_spec(spec.model_copy(update=changed), folder)
-        (folder / "CARD.md").write_text(_card(bundle, name, items))
+        (folder / "CARD.md").write_text(_card(bundle, name, items), encoding="utf-8")
         if (split := bundle.folder / SPLIT_FILE).is_file():  # it has learned from what its start has learned from
             shutil.copy(split, folder)
     return out

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from wsi_seg.architectures import encoder_of
+from torch import nn
+
+from wsi_seg.architectures import encoder_of, stride_of, tile_shape
 from wsi_seg.backends import DeviceChoice, choose_device
 from wsi_seg.bundles import SPEC_FILE, SPLIT_FILE, bundles_folder, read_bundle, start_of
 from wsi_seg.config import Preprocessing
@@ -21,7 +23,8 @@ from wsi_seg.evaluation.files import write_json
 from wsi_seg.evaluation.report import evaluate_into
 from wsi_seg.evaluation.tools import Result, run_model
 from wsi_seg.files import replacing
-from wsi_seg.nets import encoder_parameters, load_weights, stride_of
+from wsi_seg.nets import encoder_parameters, load_weights
+from wsi_seg.nets.footprint import check_forward
 from wsi_seg.stain.normaliser import read_target
 from wsi_seg.training.bundle import preprocessing_of_recipe, write_spec
 from wsi_seg.training.checkpoint import FILE as CHECKPOINT
@@ -121,10 +124,10 @@ def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[It
                 remake_head=differs(bundle.spec, recipe),
             )
             _expect_same_preprocessing(recipe, recipe.init_from, bundle.spec.preprocessing)
-        if recipe.network.encoder_weights or recipe.schedule.freeze:
-            network = make_network(recipe)
-            if recipe.schedule.freeze:
-                encoder_parameters(network)
+        network = make_network(recipe)
+        _expect_sizes_taken(recipe, network)
+        if recipe.schedule.freeze:
+            encoder_parameters(network)
         if recipe.stain_norm is not None:
             read_target(recipe.stain_norm)
         found.append(gather(recipe, where.data_root, where.prepared))
@@ -143,6 +146,15 @@ def look_ahead(plan: Plan, folders: Mapping[str, Path], where: Where) -> list[It
             check_unseen(f"validation of stage {recipe.name}", data.validation, own.learned, name)
         begun_with[_path_of(folders[recipe.name])] = [*before, (recipe.name, data)]
     return [item for item in test if isinstance(item, Item)]
+
+
+def _expect_sizes_taken(recipe: Recipe, network: nn.Module) -> None:
+    """Raise ModelError where a stage's network cannot compute its crops or its tiles: some encoders take one size."""
+    make, schedule = recipe.network, recipe.schedule
+    depth = () if schedule.crop_slices is None else (schedule.crop_slices,)
+    name = " with ".join(filter(None, (make.architecture, encoder_of(make.architecture, make.encoder))))
+    for sides in dict.fromkeys([(*depth, schedule.crop_px, schedule.crop_px), tile_shape(make)]):
+        check_forward(network, (1, 1 if depth else 3, *sides), f"stage {recipe.name}: {name}")
 
 
 def _expect_no_other_bundle(plan: Plan, folders: Mapping[str, Path], out: Path) -> None:

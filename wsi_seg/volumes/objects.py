@@ -72,8 +72,8 @@ def watershed(mask: Mask, distance: Bytes, rules: Separation, sigma: tuple[float
     """
     from skimage.segmentation import watershed as flood
 
-    height = ndimage.gaussian_filter(distance, sigma)
-    seeds = ndimage.label(mask & (height > np.uint8(rules.seed_distance * 255)))[0]
+    height = ndimage.gaussian_filter(distance, sigma, output=np.float32)  # in bytes it would be rounded down each time
+    seeds = ndimage.label(mask & (height > rules.seed_distance * 255))[0]
     parts = ndimage.label(mask)[0]
     labels = np.zeros(mask.shape, np.int32)
     for part, where in enumerate(ndimage.find_objects(parts), start=1):
@@ -81,7 +81,7 @@ def watershed(mask: Mask, distance: Bytes, rules: Separation, sigma: tuple[float
         own = np.where(inside, seeds[where], 0)
         numbers = np.unique(own[own > 0])
         if len(numbers) > 1:
-            own = flood(-height[where].astype(np.int16), own, mask=inside)  # type: ignore[no-untyped-call]
+            own = flood(-height[where], own, mask=inside)  # type: ignore[no-untyped-call]
             labels[where][inside] = own[inside]
         elif len(numbers):
             labels[where][inside] = numbers[0]

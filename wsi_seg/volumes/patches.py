@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from wsi_seg.architectures import stride_of
+from wsi_seg.architectures import tile_shape
 from wsi_seg.backends import Network
 from wsi_seg.nets.heads import map_count
 from wsi_seg.stopwatch import Stopwatch
@@ -21,8 +21,6 @@ from wsi_seg.stopwatch import Stopwatch
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T", np.float32, np.bool_)
-
-TILE_SLICES = 32  # depth of a patch, at least, where the model does not say it
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +60,9 @@ def predict(grey: Bytes, network: Network, watch: Stopwatch) -> Bytes:
     Probability and distance are weighted means; of the classes that of the patch with the largest weight is taken.
     """
     spec = network.spec
-    stride = stride_of(spec.architecture, spec.encoder, spec.options)[0]
-    depth = spec.tile_slices or -(-TILE_SLICES // stride) * stride
-    patch = (depth, spec.tile_px, spec.tile_px)
-    axes = [
-        lay_out(length, size, margin)
-        for length, size, margin in zip(grey.shape, patch, (depth // 8, spec.margin_px, spec.margin_px), strict=True)
-    ]
+    patch = tile_shape(spec)
+    margins = patch[0] // 8, spec.margin_px, spec.margin_px
+    axes = [lay_out(length, size, margin) for length, size, margin in zip(grey.shape, patch, margins, strict=True)]
     sums = np.zeros((2, *grey.shape), np.float32)
     classes = np.zeros((map_count(spec.head) - 2, *grey.shape), np.uint8)
     padding = [(0, size - axis.inside) for axis, size in zip(axes, patch, strict=True)]

@@ -45,30 +45,21 @@ def write_zarr(
     steps = [1]
     while max(volume.values.shape[1:]) > _COARSEST_PX * steps[-1]:
         steps.append(2 * steps[-1])
-    names = [str(k) for k in range(len(steps))]
     scales = [(volume.spacing or 1.0, volume.mpp * step, volume.mpp * step) for step in steps]
     unit = "yx" if volume.spacing is None else "zyx"
     root = ngff.open_root(str(path), zarr_format, mode="w")
-    image = [f"labels/objects/{name}" for name in names]
-    root.attrs.update(ngff.multiscales("objects", "zyx", image, scales, zarr_format, unit=unit))
-    labels = root.require_group("labels")
-    labels.attrs.update(ngff.attributes({"labels": ["objects", "classes"]}, zarr_format))
-    colours = [{"label-value": k, "rgba": [*c.color, 255]} for k, c in enumerate(classes, start=1)]
-    properties = [{"label-value": k, "class": c.name} for k, c in enumerate(classes, start=1)]
-    for name, values, extra in (
-        ("objects", objects.labels.astype(np.uint32), {}),
-        ("classes", objects.kind_of[objects.labels], {"colors": colours, "properties": properties}),
+    ngff.describe_labels(root, "objects", "zyx", scales, classes, zarr_format, unit=unit)
+    for name, values in (
+        ("objects", objects.labels.astype(np.uint32)),
+        ("classes", objects.kind_of[objects.labels]),
     ):
-        about = {"image-label": {"version": zarr_format, "source": {"image": "../../"}, **extra}}
-        group = labels.require_group(name)
-        group.attrs.update(ngff.multiscales(name, "zyx", names, scales, zarr_format, extra=about, unit=unit))
-        for level, step in zip(names, steps, strict=True):
-            _write_level(group, level, values[:, ::step, ::step], zarr_format)
+        for level, step in enumerate(steps):
+            _write_level(root, f"labels/{name}/{level}", values[:, ::step, ::step], zarr_format)
 
 
-def _write_level(group: zarr.Group, name: str, values: npt.NDArray[Any], zarr_format: ZarrFormat) -> None:
+def _write_level(root: zarr.Group, path: str, values: npt.NDArray[Any], zarr_format: ZarrFormat) -> None:
     chunks = [min(size, length) for size, length in zip(_CHUNK, values.shape, strict=True)]
-    array = ngff.create_array(group, name, values.shape, chunks, values.dtype, zarr_format, axes="zyx")
+    array = ngff.create_array(root, path, values.shape, chunks, values.dtype, zarr_format, axes="zyx")
     array[:] = values
 
 
@@ -98,7 +89,7 @@ def write_table(path: Path, volume: Volume, objects: Objects, classes: Sequence[
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         for k, voxels in enumerate(objects.voxels.tolist()):
-            size = "" if voxel_um3 is None else round(voxels * voxel_um3, 3)
+            size = "" if voxel_um3 is None else float(f"{voxels * voxel_um3:.6g}")
             place = [round(c, 2) for c in objects.centroids[k].tolist()]
             seen = int(objects.first[k]), int(objects.last[k]), int(objects.slices[k])
             writer.writerow([k + 1, classes[objects.kinds[k] - 1].name, voxels, size, *place, *seen])
