@@ -18,6 +18,7 @@ from wsi_seg.engine.executors import LocalExecutor, RayExecutor
 from wsi_seg.engine.nodes import Member, Node, Refusal
 from wsi_seg.engine.worker import Job, WorkerInfo, WorkerOptions
 from wsi_seg.errors import UsageError
+from wsi_seg.process import keep_ray_here
 
 
 def block(name: str) -> Job:
@@ -87,13 +88,13 @@ def test_a_cluster_is_waited_for_that_has_no_node_that_can_work_yet(
 
 
 def test_a_token_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_ray_here()  # which other tests in this process want, and Ray reads once, when it is imported
     from ray.exceptions import AuthenticationError
 
     def init(**_: object) -> None:
         assert os.environ["RAY_AUTH_MODE"] == "token", "Ray is not told by an address"
         raise AuthenticationError("no token")
 
-    monkeypatch.setenv("RAY_AUTH_MODE", "to be restored")
     monkeypatch.delenv("RAY_AUTH_MODE")
     monkeypatch.setattr(executors, "wants_token", lambda address: True)
     monkeypatch.setattr(executors, "_check_reachable", lambda address: None)
