@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -34,7 +33,7 @@ from wsi_seg.engine.requests import Request, do_each, kept_names, located, renew
 from wsi_seg.engine.staining import map_of
 from wsi_seg.engine.status import failed_requests, run_folder
 from wsi_seg.engine.worker import WorkerOptions
-from wsi_seg.errors import UsageError
+from wsi_seg.errors import UsageError, WsiSegError
 from wsi_seg.inference import MapSource
 from wsi_seg.process import prepare_for_computing
 from wsi_seg.records import Block, SlidePlan, SlideResult
@@ -194,7 +193,6 @@ def _working_folder(out: str | Path, work: str | Path | None) -> Path:
 def retry(
     out: str | Path,
     *,
-    mpp: float | None = None,
     executor: ExecutorChoice | None = None,
     address: str | None = None,
     device: DeviceChoice | None = None,
@@ -209,12 +207,10 @@ def retry(
 
     out: the folder that runs had as out, or as work where out was a URL. executor "local" leaves a cluster's address
     out, and an address implies "ray".
-    mpp: of the slides that failed since they do not say theirs.
     Finished results that were damaged since are made anew; a slide that was begun with other settings fails alone, and
     so do those of a command that cannot be done, unless it is the only one.
     Returns what became of these slides.
     """
-    _check_um(mpp, None, "--")
     folder = run_folder(out).absolute()
     how: dict[str, Any] = {"executor": executor, "address": address, "device": device, "backend": backend}
     how |= {"batch_size": batch_size, "memory": None if memory is None else parse_bytes(memory)}
@@ -224,7 +220,7 @@ def retry(
         changed = request.with_changes({"block_px": block_px}, how)
         return _do(changed, folder, progress or Silent(), damaged, alone=True)
 
-    return do_each(failed_requests(folder, mpp), again)
+    return do_each(failed_requests(folder), again)
 
 
 def _do(
@@ -258,9 +254,15 @@ def _done(request: Request, out: Path, progress: Progress, anew: Collection[str]
         recorded = request if request.id else request.record(out)
         told = publisher or progress
         identities = {source.name: identity_of(source, bundle.spec, chosen) for source in sources}
-        with nullcontext(anew) if alone else renewing(out, identities, anew) as left:
-            driver = Driver(sources, bundle, chosen, out, workers, told, anew=left, request=recorded.id, alone=alone)
-            results = driver.run()
+        with renewing(out, identities, () if alone else anew) as left:
+            some = anew if alone else left
+            driver = Driver(sources, bundle, chosen, out, workers, told, anew=some, request=recorded.id, alone=alone)
+            try:
+                results = driver.run()
+            except WsiSegError:  # what is done is stored all the same
+                if publisher:
+                    publisher.results(list(driver.results.values()))
+                raise
             return publisher.results(results) if publisher else results
     finally:
         workers.close()

@@ -9,7 +9,7 @@ import pytest
 from wsi_seg.cli.ending import tell
 from wsi_seg.records import SlideResult
 
-RECORDED = SlideResult("a", "a.svs", "failed", reason="unread", details="out/.work/a/failure.json")
+RECORDED = SlideResult("a", "a.svs", "failed", reason="unread", kind="slide", details="out/.work/a/failure.json")
 
 
 def test_retry_is_advised_where_it_knows_what_failed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tifffile
 from click.testing import CliRunner
-from PIL import Image
 
 from wsi_seg.api import retry, run
 from wsi_seg.cli.main import _group
@@ -224,25 +222,6 @@ def test_damaged_results_that_are_being_made_anew_are_not_forgotten(
     assert digest(tmp_path / "a") == digest(quiet / "a")
     assert json.loads((tmp_path / "a" / "run.json").read_text())["counts"]["blocks_resumed"] >= 1
     assert retry(tmp_path) == []
-
-
-def test_retry_gives_a_pixel_size_to_those_that_lack_one(phantoms: Path, stub: Path, tmp_path: Path) -> None:
-    out, bare = tmp_path / "out", tmp_path / "bare.png"
-    Image.fromarray(tifffile.imread(phantoms / "a.tiff", key=0)).save(bare)
-    (tmp_path / "b.tiff").write_bytes(b"")
-    run([bare, tmp_path / "b.tiff", phantoms / "c.tiff"], stub, out, executor="local", block_px=1024)
-    shutil.copy(phantoms / "b.tiff", tmp_path / "b.tiff")
-    told = CliRunner().invoke(_group, ["status", str(out)]).output
-    assert f"`wsi-seg retry {out} --mpp ...` gives a pixel size to those that lack one" in told
-    other, done = retry(out, mpp=0.25)
-    assert (other.name, other.status) == ("b", "done")
-    assert (done.name, done.status, done.mpp) == ("bare", "done", 0.25)
-    given = [
-        json.loads((out / name / "run.json").read_text())["identity"]["slide"]["mpp_given"] for name in ("b", "bare")
-    ]
-    assert given == [None, 0.25]
-    with pytest.raises(UsageError, match="--mpp is -1"):
-        retry(out, mpp=-1)
 
 
 def test_a_model_that_is_gone_keeps_no_slide_of_another_from_being_tried(

@@ -25,7 +25,7 @@ def tell(results: Sequence[SlideResult], out: str) -> None:
         colour = "red" if result.status == "failed" else "yellow"
         click.secho(f"{result.status}: {plain(result.path)}: {result.reason}", fg=colour, err=True)
     failed = [result for result in left if result.status == "failed"]
-    if not all(result.details for result in failed):
+    if any(result.kind and not result.details for result in failed):  # those without a kind were not tried
         click.echo("Not all failures could be recorded for `wsi-seg retry`; run the same command again", err=True)
     elif failed:
         click.echo(f"`wsi-seg retry {out}` tries the failed ones again", err=True)

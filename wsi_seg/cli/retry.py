@@ -11,7 +11,6 @@ from wsi_seg.cli.options import MAX_GIGAPIXELS
 
 @click.command()
 @click.argument("out")
-@click.option("--mpp", type=float, help="Pixel size of the slides that failed since they do not say theirs.")
 @click.option(
     "--executor", type=click.Choice(["ray", "local"]), help="As of `wsi-seg run`; local: here, whatever the run had."
 )

@@ -57,8 +57,6 @@ def _outlook(found: Status, out: str) -> list[str]:
         lines.append("No run goes on; the same command continues.")
     if found.of("failed"):
         lines.append(f"`wsi-seg retry {out}` tries the failed ones again")
-    if any(slide.kind == "mpp" for slide in found.of("failed")):
-        lines.append(f"`wsi-seg retry {out} --mpp ...` gives a pixel size to those that lack one, and to no others")
     return lines
 
 

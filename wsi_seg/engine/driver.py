@@ -174,14 +174,13 @@ class Driver:
                 raise RuntimeError(f"nothing runs although {len(self._open)} slides are in work")
             else:
                 self._look_again()
-        self._let_end()  # what runs is of slides that have failed, and may hang
+        while len(self._watchdog):  # of slides that have failed; a process that ends while it computes may crash
+            self._take_what_came()
+            self._give_up_hung()
 
     def _wind_up(self) -> None:
-        self._progress.starting(f"stopping; what is in work has {_GRACE_S:.0f} s to end, Ctrl-C again leaves at once")
-        self._let_end()
-
-    def _let_end(self) -> None:
         """Give the jobs in work a few seconds."""
+        self._progress.starting(f"stopping; what is in work has {_GRACE_S:.0f} s to end, Ctrl-C again leaves at once")
         end = time.monotonic() + _GRACE_S
         while len(self._watchdog) and time.monotonic() < end:
             self._take_what_came()
@@ -377,7 +376,7 @@ class Driver:
         except (KeyError, TypeError):
             reason = f"{slide.ledger.final / RUN_FILE}: is not a record of wsi_seg"
             return self._failed(slide, Failure(reason, "damage"))
-        except WsiSegError as error:
+        except (WsiSegError, MemoryError) as error:  # a volume is read whole to be known again
             return self._failed(slide, Failure.of(error))
         slide.ledger.clean()  # a kill may have come between the last rename and this
         return result

@@ -124,7 +124,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def _lacks_folder(error: BaseException) -> bool:
-    """Whether a slide's results found no folder, which it was given when it was begun: their storage may come back."""
+    """Whether a slide's results found no folder or file that was there: storage may come back, or tell late."""
     return isinstance(error, StorageError) and isinstance(error.__cause__, FileNotFoundError)
 
 

@@ -174,9 +174,11 @@ class Publisher:
         if error is None:
             return result
         reason = f"is done, but cannot be stored under {self._url} ({_said(error)}); run the same command again"
+        details = ""
         with suppress(WsiSegError):
-            Ledger(self._work, result.name).quarantine({"path": result.path, "kind": "storage", "reason": reason})
-        return replace(result, status="failed", reason=reason, kind="storage")
+            failure = {"path": result.path, "kind": "storage", "reason": reason}
+            details = str(Ledger(self._work, result.name).quarantine(failure))
+        return replace(result, status="failed", reason=reason, kind="storage", details=details)
 
     def close(self) -> None:
         """Begin with no further slide."""

@@ -14,7 +14,7 @@ from typing import Any, Self
 from wsi_seg.engine.layout import ANEW_FILE, RUNS, WORK
 from wsi_seg.engine.lock import claim_of, claimed
 from wsi_seg.engine.outputs import marks_of
-from wsi_seg.errors import OutputError, WsiSegError
+from wsi_seg.errors import OutputError, UsageError
 from wsi_seg.files import remove_if_empty, replacing
 from wsi_seg.records import SlideResult
 from wsi_seg.slides.inputs import SlideSource
@@ -77,11 +77,11 @@ def do_each(
 ) -> list[SlideResult]:
     """Do each of what `failed_requests` gives; the slides of what cannot be done fail. Raises where nothing can be."""
     results: list[SlideResult] = []
-    problems: list[WsiSegError] = []
+    problems: list[UsageError] = []
     for request, damaged in failed:
         try:
             results += do(request, damaged)
-        except WsiSegError as error:  # such as a model that is gone
+        except UsageError as error:  # such as a model that is gone; nothing was done
             problems.append(error)
             results += [SlideResult(one.name, one.path, "failed", reason=str(error)) for one in request.sources]
     if problems and len(problems) == len(failed):

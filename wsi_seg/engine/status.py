@@ -81,11 +81,8 @@ def read_status(out: Path) -> Status:
     return Status(slides, rate, _seconds_left(slides, rate))
 
 
-def failed_requests(out: Path, mpp: float | None = None) -> list[tuple[Request, list[str]]]:
-    """Return what was asked for and failed, with the names of slides whose finished results were damaged.
-
-    mpp: of the slides that failed since they do not say theirs.
-    """
+def failed_requests(out: Path) -> list[tuple[Request, list[str]]]:
+    """Return what was asked for and failed, with the names of slides whose finished results were damaged."""
     found, requests = [], _requests(out)
     latest = {source.name: request.id for request in requests for source in request.sources}
     for request in requests:
@@ -98,8 +95,7 @@ def failed_requests(out: Path, mpp: float | None = None) -> list[tuple[Request, 
             there = failure.get("kind") == "damage" and (out / source.name).exists()
             removed = failure.get("kind") == "damage" and not there  # to be made anew, by who last asked for it
             if request.id == (latest[source.name] if removed else failure.get("request", latest[source.name])):
-                unknown = failure.get("kind") == "mpp" and source.mpp is None
-                failed.append(replace(source, mpp=mpp) if unknown else source)
+                failed.append(source)
                 damaged += [source.name] * there
         if failed:
             found.append((replace(request, sources=tuple(failed)), damaged))
