@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from wsi_seg.api import retry, run
 from wsi_seg.cli.main import _group
 from wsi_seg.engine.layout import RUNS, WORK
+from wsi_seg.engine.requests import renewed, renewing
 from wsi_seg.engine.status import Status, read_status
 from wsi_seg.errors import ModelError, OutputError, ResumeError, UsageError
 from wsi_seg.process import ENVIRONMENT
@@ -239,6 +241,18 @@ def test_a_model_that_is_gone_keeps_no_slide_of_another_from_being_tried(
     assert f"Unknown model '{gone}'" in done.output
     with pytest.raises(ModelError):
         retry(tmp_path / "out")
+
+
+def test_retry_ends_what_an_interrupted_overwrite_left(mixed: Path, phantoms: Path, stub: Path, tmp_path: Path) -> None:
+    """Else the next one would go on with what the retry has made."""
+    out = tmp_path / "out"
+    run(mixed, stub, out, executor="local")
+    with suppress(KeyboardInterrupt), renewing(out, {"b": "as it is wanted"}, {"b"}):
+        raise KeyboardInterrupt
+    assert list(renewed(out)) == ["b"]
+    shutil.copy(phantoms / "b.tiff", mixed)
+    assert [result.status for result in retry(out)] == ["done"]
+    assert not renewed(out)
 
 
 def test_the_summary_keeps_the_lines_of_other_commands(mixed: Path, stub: Path, tmp_path: Path) -> None:
