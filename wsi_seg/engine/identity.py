@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -88,7 +88,7 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def version_doubt(earlier: Iterable[Mapping[str, str]]) -> str:
+def version_doubt(earlier: Collection[Mapping[str, str]]) -> str:
     """Return what to tell of a slide of which parts were made with these other versions; empty where there are none."""
     now = versions()
     names = [name for name in now if any(name in before and before[name] != now[name] for before in earlier)]

@@ -16,8 +16,6 @@ from wsi_seg.files import TEMPORARY, remove_all, remove_if_empty, write_into
 
 STORED = "stored_at"
 """In a run.json that stands for results in an object store: where they are."""
-
-
 _OLD_S = 24 * 3600.0  # what runs write for a moment is then of none that lives
 
 
@@ -36,7 +34,7 @@ def check_out(out: Path) -> None:
             probe.unlink(missing_ok=True)
         if error.errno == errno.EXDEV:
             fact = f"results cannot be renamed into it from {probe.parent}, which is on another device"
-            raise OutputError(f"--out {out}: {fact}; let it be a folder of the same one") from None
+            raise OutputError(f"--out {out}: {fact}; expected one device: put both there, or remove the link") from None
         raise OutputError(
             f"--out {out}: cannot be written to ({error.strerror}); choose a folder you may write to, with room"
         ) from None
